@@ -1,0 +1,28 @@
+package netd
+
+import "net/netip"
+
+// ServiceID names a service.
+type ServiceID string
+
+// Service is a service's presence on one network: a service on two networks is
+// two of these.
+type Service struct {
+	ID      ServiceID
+	Network NetworkID
+	Name    string
+	// VIP is the virtual address that stands for all ready endpoints. It is the
+	// zero Addr in endpoint mode dnsrr, where the name answers with them all.
+	VIP netip.Addr
+}
+
+// Snapshot is what the managers want one node to know of the swarm's network:
+// the networks of its tasks, and on them every service and endpoint. Slices are
+// sorted by ID, so that equal snapshots are deeply equal.
+type Snapshot struct {
+	// Nodes are those that hold an endpoint on one of Networks, and the node itself.
+	Nodes     []Node
+	Networks  []Network
+	Services  []Service
+	Endpoints []Endpoint
+}
