@@ -32,9 +32,8 @@ func Root(t testing.TB) {
 // a kind of link such as vxlan. With NETD_TEST_STRICT=1 it fails instead.
 func Require(t testing.TB, features ...string) {
 	t.Helper()
-	scratch := NS(t)
 	for _, feature := range features {
-		if err := netns.Do(scratch, func() error { return probe(feature) }); err != nil {
+		if err := netns.Do(NS(t), func() error { return probe(feature) }); err != nil {
 			missing(t, "the kernel has no "+feature+": "+err.Error())
 		}
 	}
