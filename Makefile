@@ -42,7 +42,7 @@ test-vm: build ## the same and the demo in Debian's kernel with ip_vs, where not
 	$(SUDO) scripts/install-deps vm
 	$(SUDO) env PATH="$$PATH" scripts/test-vm $(ROOT_PACKAGES)
 
-lint: $(GOLANGCI_LINT) ## formatting, go vet, golangci-lint, the Vagrantfile
+lint: build $(GOLANGCI_LINT) ## formatting, go vet, golangci-lint, the Vagrantfile
 	unformatted=$$(gofmt -l .)
 	if [[ -n $$unformatted ]]; then echo "not gofmt'ed: $$unformatted"; exit 1; fi
 	go vet ./...
