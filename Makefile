@@ -54,10 +54,10 @@ lint: build $(GOLANGCI_LINT) ## formatting, go vet, golangci-lint, the Vagrantfi
 	fi
 
 bench: build ## ratios to the direct path between two hosts; run it with nothing else running
-	$(SUDO) scripts/install-deps root
+	$(SUDO) scripts/install-deps root docker bench
 	$(SUDO) env PATH="$$PATH" scripts/bench
 
-install-deps: ## every Debian package that any target needs
+install-deps: ## every Debian package that the tests need
 	$(SUDO) scripts/install-deps
 
 $(GOLANGCI_LINT):
