@@ -146,7 +146,7 @@ func writeSnapshot(w io.Writer, tx *Tx) error {
 	b := bufio.NewWriter(w)
 	b.WriteString(snapshotHeader)
 	n := 0
-	for _, k := range kinds {
+	for _, k := range kinds() {
 		for _, r := range tx.records(k, indexID) {
 			if err := writeChange(b, change{key{k, r.id}, r}); err != nil {
 				return err
@@ -248,7 +248,7 @@ func decodeChange(line []byte) (change, error) {
 		}
 		return change{key{k, rec.id}, rec}, nil
 	case "delete":
-		for _, known := range kinds {
+		for _, known := range kinds() {
 			if k == known {
 				return change{key{k, string(body)}, nil}, nil
 			}

@@ -40,8 +40,10 @@ const (
 	kindCluster kind = "cluster"
 )
 
-// kinds lists every table in the order of a snapshot.
-var kinds = [...]kind{kindCluster, kindNode, kindNetwork, kindService, kindTask, kindSecret, kindConfig}
+// kinds returns every table in the order of a snapshot.
+func kinds() []kind {
+	return []kind{kindCluster, kindNode, kindNetwork, kindService, kindTask, kindSecret, kindConfig}
+}
 
 // uniqueNames tells whether two objects of the kind may not share a name. Nodes
 // are named by their host and tasks by their service: neither is unique.

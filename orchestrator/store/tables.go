@@ -60,7 +60,7 @@ func task(r *record) *swarm.Task {
 
 func newTables() (*memdb.MemDB, error) {
 	schema := &memdb.DBSchema{Tables: make(map[string]*memdb.TableSchema)}
-	for _, k := range kinds {
+	for _, k := range kinds() {
 		t := &memdb.TableSchema{Name: string(k), Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: index{func(r *record) (string, bool) { return r.id, true }}},
 			indexName: {Name: indexName, AllowMissing: true, Indexer: index{func(r *record) (string, bool) {
