@@ -1,0 +1,199 @@
+package task
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// mount is one mount(2) in the task's root. Paths are relative to it.
+type mount struct {
+	source, target, kind string
+	flags                uintptr
+	data                 string
+}
+
+const (
+	inert = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	// readOnly binds need a second call: mount(2) ignores all flags but MS_REC
+	// beside MS_BIND.
+	readOnly = unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY
+)
+
+// enterRoot builds the image's root in the task's directory, the working
+// directory, and makes it the root of this mount namespace; nothing of the host's
+// files stays reachable. Only the mounts of this namespace are changed.
+func enterRoot() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	err := unix.Mount("tmpfs", rootDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=64m")
+	if err != nil {
+		return fmt.Errorf("mount root: %w", err)
+	}
+	for _, dir := range []string{"bin", "dev", "etc", "proc", "root", "tmp"} {
+		if err := os.Mkdir(filepath.Join(rootDir, dir), 0o755); err != nil {
+			return fmt.Errorf("make root: %w", err)
+		}
+	}
+	if err := errors.Join(os.Chmod(filepath.Join(rootDir, "tmp"), 0o1777), os.Chmod(filepath.Join(rootDir, "root"), 0o700)); err != nil {
+		return fmt.Errorf("make root: %w", err)
+	}
+	if err := bindFile("/proc/self/exe", filepath.Join(rootDir, binaryPath), unix.MS_NOSUID|unix.MS_NODEV); err != nil {
+		return err
+	}
+	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
+		if err := bindFile(filepath.Join(etcDir, name), filepath.Join(rootDir, "etc", name), inert); err != nil {
+			return err
+		}
+	}
+	// pivot_root(2), "pivot_root(".", ".")": the old root ends up below the new one.
+	if err := os.Chdir(rootDir); err != nil {
+		return fmt.Errorf("enter root: %w", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the host's root: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("enter root: %w", err)
+	}
+	return fillRoot()
+}
+
+// bindFile mounts a file read-only on a new file.
+func bindFile(source, target string, flags uintptr) error {
+	file, err := os.Create(target)
+	if err != nil {
+		return fmt.Errorf("make root: %w", err)
+	}
+	file.Close()
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", source, target, err)
+	}
+	if err := unix.Mount("", target, "", readOnly|flags, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", target, err)
+	}
+	return nil
+}
+
+// fillRoot mounts what every Docker container has, but for /sys.
+func fillRoot() error {
+	for _, m := range []mount{
+		{"proc", "/proc", "proc", inert, ""},
+		{"tmpfs", "/dev", "tmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=755,size=64k"},
+		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"},
+		{"shm", "/dev/shm", "tmpfs", inert, "mode=1777,size=64m"},
+	} {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return fmt.Errorf("make root: %w", err)
+		}
+		if err := unix.Mount(m.source, m.target, m.kind, m.flags, m.data); err != nil {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	// Numbers from Documentation/admin-guide/devices.txt: 1 memory, 5 terminals.
+	for name, dev := range map[string]uint64{
+		"null": unix.Mkdev(1, 3), "zero": unix.Mkdev(1, 5), "full": unix.Mkdev(1, 7),
+		"random": unix.Mkdev(1, 8), "urandom": unix.Mkdev(1, 9), "tty": unix.Mkdev(5, 0),
+	} {
+		file := filepath.Join("/dev", name)
+		err := unix.Mknod(file, unix.S_IFCHR|0o666, int(dev))
+		if err = errors.Join(err, unix.Chmod(file, 0o666)); err != nil {
+			return fmt.Errorf("make %s: %w", file, err)
+		}
+	}
+	for name, target := range map[string]string{
+		"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
+		if err := os.Symlink(target, filepath.Join("/dev", name)); err != nil {
+			return fmt.Errorf("make root: %w", err)
+		}
+	}
+	return maskProc()
+}
+
+// maskProc hides the files of /proc that speak of, or to, the whole machine:
+// Docker's lists (moby daemon/pkg/oci, DefaultLinuxSpec). The task's root is the
+// host's, and /proc/sysrq-trigger asks only for that.
+func maskProc() error {
+	for _, name := range []string{"bus", "fs", "irq", "sys", "sysrq-trigger"} {
+		file := filepath.Join("/proc", name)
+		if _, err := os.Lstat(file); err != nil {
+			continue
+		}
+		if err := unix.Mount(file, file, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("mask %s: %w", file, err)
+		}
+		if err := unix.Mount("", file, "", readOnly|inert, ""); err != nil {
+			return fmt.Errorf("mask %s: %w", file, err)
+		}
+	}
+	for _, name := range []string{
+		"acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats",
+	} {
+		file := filepath.Join("/proc", name)
+		info, err := os.Lstat(file)
+		if err != nil {
+			continue
+		}
+		if info.IsDir() {
+			err = unix.Mount("tmpfs", file, "tmpfs", unix.MS_RDONLY|inert, "size=0k")
+		} else {
+			err = unix.Mount("/dev/null", file, "", unix.MS_BIND, "")
+		}
+		if err != nil {
+			return fmt.Errorf("mask %s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// restrict takes from the calling thread, and so from what it starts, the
+// capabilities that a task must not have, and any way to gain more. The program's
+// own capabilities follow from the bounding set (capabilities(7)).
+//
+// The rest is Docker's default set, without MKNOD: there is no device cgroup that
+// would keep the host's disks out of reach.
+func restrict() error {
+	runtime.LockOSThread()
+	keep := map[uintptr]bool{
+		unix.CAP_AUDIT_WRITE: true, unix.CAP_CHOWN: true, unix.CAP_DAC_OVERRIDE: true, unix.CAP_FOWNER: true,
+		unix.CAP_FSETID: true, unix.CAP_KILL: true, unix.CAP_NET_BIND_SERVICE: true, unix.CAP_NET_RAW: true,
+		unix.CAP_SETFCAP: true, unix.CAP_SETGID: true, unix.CAP_SETPCAP: true, unix.CAP_SETUID: true, unix.CAP_SYS_CHROOT: true,
+	}
+	for capability := uintptr(0); ; capability++ {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, capability, 0, 0, 0); err != nil {
+			break // beyond the kernel's last
+		}
+		if keep[capability] {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err != nil {
+			return fmt.Errorf("drop capability %d: %w", capability, err)
+		}
+	}
+	// What is inheritable would be added to the bounding set for a root program.
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	data[0].Inheritable, data[1].Inheritable = 0, 0
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return fmt.Errorf("set capabilities: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return nil
+}
