@@ -8,10 +8,13 @@ SHELL       := /bin/bash
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOLANGCI_LINT := bin/tools/golangci-lint-2.15.0
 SUDO          := $(shell [ $$(id -u) = 0 ] || echo sudo)
-GO_BUILD      := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+GO_BUILD      := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 # The packages with tests that need root and a kernel: all of those are named TestRoot....
 ROOT_PACKAGES  = $(shell grep -rl --include='*_test.go' '^func TestRoot' . | xargs -r dirname | sort -u)
 
+# Static everywhere: what is tested is what is shipped.
+export CGO_ENABLED     := 0
+# The Docker command line that scripts/install-deps unpacks.
 export NETD_DOCKER_OLD := $(CURDIR)/bin/tools/docker
 
 .PHONY: build demo test test-unit test-root test-vm lint bench install-deps help

@@ -115,7 +115,7 @@ func checkTechnologies(t *testing.T, files []source) {
 		"github.com/vishvananda/netns":    {"internal/netns", "internal/nettest", "netd/demo", "vxlan"},
 		"go.etcd.io/bbolt":                {"orchestrator/store"},
 		"crypto/x509":                     {"pki", "dispatch"},
-		"log":                             {"gossip", "netd/api", "orchestrator/store", "dispatch"},
+		"log":                             {"dispatch", "gossip", "netd/api", "netd/task", "orchestrator/store"}, // only to hand one to a library,
 		"os/exec":                         {"netd/demo", "netd/task"},
 		"unsafe":                          {"internal/netns", "netd/task"},
 	}
@@ -339,15 +339,17 @@ func (s source) constantLike(v *ast.ValueSpec) bool {
 		return false
 	}
 	for _, value := range v.Values {
-		call, ok := value.(*ast.CallExpr)
-		if !ok {
-			return false
+		var name string
+		switch value := value.(type) {
+		case *ast.CallExpr:
+			name, _ = qualified(value.Fun)
+		case *ast.CompositeLit:
+			name, _ = qualified(value.Type)
 		}
-		name, _ := qualified(call.Fun)
 		switch {
 		case name == "errors.New", name == "fmt.Errorf", name == "netd.Errorf", name == "Errorf":
 		case name == "regexp.MustCompile":
-		case strings.HasPrefix(name, "netip."):
+		case strings.HasPrefix(name, "netip."), name == "MAC":
 		default:
 			return false
 		}
