@@ -3,9 +3,9 @@
 // owns the join, the session that carries assignments down and reports up, the
 // renewal of certificates, and raft's connections.
 //
-// It does NOT decide anything: what a node is assigned, whether a token is good
-// and what a report means is the Manager's business. It knows certificates only
-// through the TLS configurations and the Identify function that it is given.
+// It does NOT decide anything but who is at the other end of a connection: what
+// a node is assigned, whether a token is good and what a report means is the
+// Manager's business.
 package dispatch
 
 import (
@@ -23,9 +23,9 @@ import (
 type Manager interface {
 	// Join admits a node that has no certificate yet.
 	Join(context.Context, JoinRequest) (JoinReply, error)
-	// Attach begins a session of the node. The channel hands out the newest
-	// assignment; it is closed when ctx ends, when the node is removed, or when
-	// this manager can no longer serve it.
+	// Attach begins a session of the node, of which there is one at a time. The
+	// channel hands out the newest assignment; it is closed when ctx ends, when
+	// the node is removed, or when this manager can no longer serve it.
 	Attach(ctx context.Context, node netd.NodeID) (<-chan Assignment, error)
 	// Report stores what the node says; when it returns nil the node forgets it.
 	Report(ctx context.Context, node netd.NodeID, r Report) error
@@ -38,7 +38,7 @@ type JoinRequest struct {
 	Token        string
 	CSR          []byte // PEM
 	Description  swarm.NodeDescription
-	Addr         netip.Addr // the node's VTEP
+	Addr         netip.Addr // the node's VTEP; zero: the address it comes from
 	Availability swarm.NodeAvailability
 	// ListenAddr is the host:port on which the node would serve as a manager.
 	ListenAddr string
