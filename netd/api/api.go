@@ -75,21 +75,21 @@ type NetworkControl interface {
 // ServiceControl reads and changes services.
 type ServiceControl interface {
 	ListServices(context.Context) ([]swarm.Service, error)
-	// ServiceStatuses counts each service's tasks, by service ID.
-	ServiceStatuses(context.Context) (map[string]swarm.ServiceStatus, error)
 	GetService(ctx context.Context, ref string, insertDefaults bool) (swarm.Service, error)
 	CreateService(context.Context, swarm.ServiceSpec) (id string, warnings []string, err error)
 	UpdateService(ctx context.Context, ref string, version uint64, spec swarm.ServiceSpec, rollback bool) (warnings []string, err error)
 	RemoveService(ctx context.Context, ref string) error
 }
 
-// TaskControl reads tasks.
+// TaskControl reads and counts tasks.
 type TaskControl interface {
 	ListTasks(context.Context) ([]swarm.Task, error)
 	GetTask(ctx context.Context, ref string) (swarm.Task, error)
 	// UpToDate reports whether the task runs what its service wants now, by the
 	// same rule by which the updater replaces tasks.
 	UpToDate(context.Context, swarm.Task) bool
+	// ServiceStatuses counts each service's tasks, by service ID.
+	ServiceStatuses(context.Context) (map[string]swarm.ServiceStatus, error)
 }
 
 // Control is what a manager can be asked to do. What it returns may be shared

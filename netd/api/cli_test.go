@@ -22,6 +22,11 @@ import (
 // serve puts the fake on a unix socket and returns its address for docker -H.
 func serve(t *testing.T, f *fake) string {
 	t.Helper()
+	return listen(t, handler(f, io.Discard))
+}
+
+func listen(t *testing.T, h http.Handler) string {
+	t.Helper()
 	// A socket's path has at most 107 bytes, too few for t.TempDir.
 	dir, err := os.MkdirTemp("", "netd-api-")
 	if err != nil {
@@ -32,7 +37,7 @@ func serve(t *testing.T, f *fake) string {
 		t.Fatal(err)
 	}
 	srv := &http.Server{
-		Handler: handler(f, io.Discard), ReadHeaderTimeout: 10 * time.Second,
+		Handler: h, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return t.Context() },
 	}
 	ended := make(chan error, 1)

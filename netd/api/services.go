@@ -128,6 +128,9 @@ func createService(w http.ResponseWriter, r *http.Request, c Control) error {
 	if err != nil {
 		return err
 	}
+	if spec.Name == "" {
+		spec.Name = randomName()
+	}
 	id, warnings, err := c.CreateService(r.Context(), spec)
 	if err != nil {
 		return err
@@ -167,21 +170,19 @@ func removeService(_ http.ResponseWriter, r *http.Request, c Control) error {
 }
 
 func serviceLogs(_ http.ResponseWriter, r *http.Request, c Control) error {
-	if _, err := c.GetService(r.Context(), r.PathValue("id"), false); err != nil {
+	svc, err := c.GetService(r.Context(), r.PathValue("id"), false)
+	if err != nil {
 		return err
 	}
-	return noLogs("service", r.PathValue("id"))
+	return netd.Errorf(netd.ErrUnsupported, "logs of service %s cannot be read through the API yet: a task's output is the file tasks/<task ID>/log in netd's data directory on the task's node; docker service ps --no-trunc %[1]s names both", svc.Spec.Name)
 }
 
 func taskLogs(_ http.ResponseWriter, r *http.Request, c Control) error {
-	if _, err := c.GetTask(r.Context(), r.PathValue("id")); err != nil {
+	t, err := c.GetTask(r.Context(), r.PathValue("id"))
+	if err != nil {
 		return err
 	}
-	return noLogs("task", r.PathValue("id"))
-}
-
-func noLogs(kind, ref string) error {
-	return netd.Errorf(netd.ErrUnsupported, "logs of %s %s cannot be read through the API yet; each task's output is a file on its node, in the task's folder below netd's data directory (docker service ps names the node)", kind, ref)
+	return netd.Errorf(netd.ErrUnsupported, "logs of task %s cannot be read through the API yet: its output is the file tasks/%[1]s/log in netd's data directory on node %s", t.ID, t.NodeID)
 }
 
 // dropNewer removes from a spec what the client's version cannot mean: an older

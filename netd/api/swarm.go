@@ -52,7 +52,7 @@ func checkInit(req *swarm.InitRequest) error {
 }
 
 func checkAddrPools(req *swarm.InitRequest) error {
-	if req.SubnetSize > 30 || req.SubnetSize > 0 && req.SubnetSize < 1 {
+	if req.SubnetSize > 30 {
 		return netd.Errorf(netd.ErrInvalid, "subnet size is out of range: %d", req.SubnetSize)
 	}
 	for i, pool := range req.DefaultAddrPool {
@@ -78,6 +78,9 @@ func checkSwarmSpec(spec *swarm.Spec) error {
 		spec.Name = "default"
 	case spec.Name != "default":
 		return netd.Errorf(netd.ErrInvalid, `swarm spec must be named "default"`)
+	}
+	if ca := spec.CAConfig; ca.ForceRotate != 0 || ca.SigningCACert != "" || ca.SigningCAKey != "" || len(ca.ExternalCAs) > 0 {
+		return netd.Errorf(netd.ErrUnsupported, "neither an external CA nor a rotation of the root CA is supported by this version of netd; join tokens can be rotated (docker swarm join-token --rotate)")
 	}
 	if spec.EncryptionConfig.AutoLockManagers {
 		return noAutolock()
