@@ -60,6 +60,13 @@ func (p *process) enter(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Go cannot end the main thread, and /proc/self shows its namespaces.
+			// Held here, it cannot get the next goroutine.
+			done <- p.enter(fn)
+			runtime.UnlockOSThread()
+			return
+		}
 		// A thread that shares its working directory may not change mount namespaces.
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"os/signal"
 	"path"
@@ -22,8 +23,11 @@ const InitCommand = "task-init"
 // startedMessage is what the init process tells the daemon once the command runs.
 const startedMessage = "started"
 
-// replyFD is where the init process reports its start (exec.Cmd.ExtraFiles[0]).
-const replyFD = 3
+// What the init process inherits beside its standard streams (exec.Cmd.ExtraFiles).
+const (
+	replyFD  = 3 // a pipe: how the start went
+	binaryFD = 4 // the mount of /bin/netd
+)
 
 // initEnv keeps the Go runtime of an init process small: it does nothing but wait.
 func initEnv() []string { return []string{"GOMAXPROCS=1", "GOGC=20"} }
@@ -45,7 +49,7 @@ func Init([]string) int {
 	// The capabilities of the command are taken from the thread that starts it.
 	runtime.LockOSThread()
 	reply := os.NewFile(replyFD, "reply")
-	unix.CloseOnExec(replyFD)
+	closeOnExec()
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	unix.Umask(0o022)
 	dir, err := os.OpenRoot(".")
@@ -77,6 +81,13 @@ func Init([]string) int {
 		fmt.Fprintln(os.Stderr, "netd task-init: write exit status:", err)
 	}
 	return exit.Code
+}
+
+// closeOnExec keeps every open file but the standard streams from what this
+// process starts, also those that it inherited itself. A kernel before 5.11
+// refuses; there the Go runtime's own care has to do.
+func closeOnExec() {
+	unix.CloseRange(replyFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 }
 
 var errGivenUp = errors.New("the daemon gave this start up")

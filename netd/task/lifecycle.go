@@ -175,6 +175,11 @@ func (r *Runtime) launch(e *entry, group *os.File) (p *process, reply *os.File, 
 		return nil, nil, err
 	}
 	defer log.Close()
+	binary, err := cloneBinary(r.config.Binary)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer binary.Close()
 	reply, tell, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
@@ -183,7 +188,7 @@ func (r *Runtime) launch(e *entry, group *os.File) (p *process, reply *os.File, 
 	pidfd := -1
 	cmd := &exec.Cmd{
 		Path: r.config.Binary, Args: []string{"netd", InitCommand, e.spec.ID},
-		Env: initEnv(), Dir: e.dir, Stdout: log, Stderr: log, ExtraFiles: []*os.File{tell},
+		Env: initEnv(), Dir: e.dir, Stdout: log, Stderr: log, ExtraFiles: []*os.File{tell, binary},
 		SysProcAttr: &unix.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 			Setsid:     true, PidFD: &pidfd,
@@ -192,6 +197,7 @@ func (r *Runtime) launch(e *entry, group *os.File) (p *process, reply *os.File, 
 	if group != nil {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
+	closeOnExec() // a task must not hold open what whoever started the daemon left open in it
 	if err := netns.Do(e.netns, cmd.Start); err != nil {
 		reply.Close()
 		return nil, nil, fmt.Errorf("make init process: %w", err)

@@ -51,6 +51,10 @@ func (r *Runtime) noteHealth(e *entry, state Health, why error) error {
 		text = why.Error()
 	}
 	r.mu.Lock()
+	if !e.stopping.IsZero() || e.killed != "" { // that it no longer answers is as it should be
+		r.mu.Unlock()
+		return nil
+	}
 	changed := e.status.Health != state
 	e.status.Health, e.status.HealthErr = state, text
 	e.began.Health = state

@@ -43,11 +43,11 @@ func enterRoot() error {
 	if err := errors.Join(os.Chmod(filepath.Join(rootDir, "tmp"), 0o1777), os.Chmod(filepath.Join(rootDir, "root"), 0o700)); err != nil {
 		return fmt.Errorf("make root: %w", err)
 	}
-	if err := bindFile("/proc/self/exe", filepath.Join(rootDir, binaryPath), unix.MS_NOSUID|unix.MS_NODEV); err != nil {
+	if err := mountBinary(filepath.Join(rootDir, binaryPath)); err != nil {
 		return err
 	}
 	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
-		if err := bindFile(filepath.Join(etcDir, name), filepath.Join(rootDir, "etc", name), inert); err != nil {
+		if err := bindFile(filepath.Join(etcDir, name), filepath.Join(rootDir, "etc", name)); err != nil {
 			return err
 		}
 	}
@@ -67,17 +67,58 @@ func enterRoot() error {
 	return fillRoot()
 }
 
-// bindFile mounts a file read-only on a new file.
-func bindFile(source, target string, flags uintptr) error {
-	file, err := os.Create(target)
+// cloneBinary returns a mount of the netd binary alone, for mountBinary in another
+// mount namespace: there, the file that this process runs could not be mounted,
+// because it lies in a foreign namespace.
+func cloneBinary(binary string) (*os.File, error) {
+	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	fd, err := unix.OpenTree(unix.AT_FDCWD, binary, flags)
+	if err == unix.EINVAL { // the same for this process; then there may be a path to it
+		if target, linkErr := os.Readlink(binary); linkErr == nil {
+			fd, err = unix.OpenTree(unix.AT_FDCWD, target, flags)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("clone mount of %s: %w", binary, err)
+	}
+	return os.NewFile(uintptr(fd), binary), nil
+}
+
+// mountBinary mounts what cloneBinary made, read-only.
+func mountBinary(target string) error {
+	if err := createEmpty(target); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(binaryFD, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount binary on %s: %w", target, err)
+	}
+	unix.Close(binaryFD)
+	if err := unix.Mount("", target, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %s private: %w", target, err)
+	}
+	if err := unix.Mount("", target, "", readOnly|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", target, err)
+	}
+	return nil
+}
+
+func createEmpty(path string) error {
+	file, err := os.Create(path)
 	if err != nil {
 		return fmt.Errorf("make root: %w", err)
 	}
-	file.Close()
+	return file.Close()
+}
+
+// bindFile mounts a file read-only on a new file.
+func bindFile(source, target string) error {
+	if err := createEmpty(target); err != nil {
+		return err
+	}
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", source, target, err)
 	}
-	if err := unix.Mount("", target, "", readOnly|flags, ""); err != nil {
+	if err := unix.Mount("", target, "", readOnly|inert, ""); err != nil {
 		return fmt.Errorf("make %s read-only: %w", target, err)
 	}
 	return nil
