@@ -68,7 +68,7 @@ func badJSON() []bad {
 
 func badServices() []bad {
 	return []bad{
-		{400, "POST /services/create", `null`, "image reference must be provided"},
+		{400, "POST /services/create", `null`, "name must be valid as a DNS name component"},
 		{400, "POST /services/create", `{"Name":"web"}`, "image reference must be provided"},
 		{400, "POST /services/create", `{"Name":"w.b","TaskTemplate":{"ContainerSpec":{"Image":"x"}}}`, "name must be valid"},
 		{409, "POST /services/create", `{"Name":"taken","TaskTemplate":{"ContainerSpec":{"Image":"netd/echo"}}}`, "name conflicts with an existing object: service taken already exists"},
@@ -126,8 +126,6 @@ func badSwarm() []bad {
 		{501, "POST /swarm/update?version=1&rotateManagerUnlockKey=1", `{}`, "autolock is not supported"},
 		{501, "POST /swarm/update?version=1", `{"EncryptionConfig":{"AutoLockManagers":true}}`, "autolock is not supported"},
 		{400, "POST /swarm/update?version=1", `{"Name":"mine"}`, `swarm spec must be named "default"`},
-		{501, "POST /swarm/update?version=1", `{"CAConfig":{"ForceRotate":1}}`, "rotation of the root CA"},
-		{501, "POST /swarm/update?version=1", `{"CAConfig":{"ExternalCAs":[{"URL":"x"}]}}`, "external CA"},
 		{503, "POST /swarm/init", `{"ListenAddr":"0.0.0.0:2377"}`, "This node is already part of a swarm"},
 		{503, "POST /swarm/join", `{"ListenAddr":"0.0.0.0:2377","RemoteAddrs":["10.0.0.1:2377"]}`, "This node is already part of a swarm"},
 		{503, "POST /swarm/leave", "", "participating as a manager"},

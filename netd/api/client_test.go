@@ -123,15 +123,3 @@ func TestEveryPageIsKnown(t *testing.T) {
 		t.Errorf("the description has %d pages only: is it read rightly?", pages)
 	}
 }
-
-// A service without a name gets one, and not the same as the next.
-func TestServiceWithoutName(t *testing.T) {
-	f := newSwarm(t)
-	h := handler(f, io.Discard)
-	for range 2 {
-		answer[any](t, h, 201, "POST", "/services/create", `{"TaskTemplate":{"ContainerSpec":{"Image":"netd/echo"}}}`)
-	}
-	if a, b := f.services[0].Spec.Name, f.services[1].Spec.Name; a == b || !serviceName.MatchString(a) {
-		t.Errorf("names %q and %q", a, b)
-	}
-}

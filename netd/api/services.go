@@ -128,9 +128,6 @@ func createService(w http.ResponseWriter, r *http.Request, c Control) error {
 	if err != nil {
 		return err
 	}
-	if spec.Name == "" {
-		spec.Name = randomName()
-	}
 	id, warnings, err := c.CreateService(r.Context(), spec)
 	if err != nil {
 		return err

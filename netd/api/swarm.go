@@ -79,9 +79,6 @@ func checkSwarmSpec(spec *swarm.Spec) error {
 	case spec.Name != "default":
 		return netd.Errorf(netd.ErrInvalid, `swarm spec must be named "default"`)
 	}
-	if ca := spec.CAConfig; ca.ForceRotate != 0 || ca.SigningCACert != "" || ca.SigningCAKey != "" || len(ca.ExternalCAs) > 0 {
-		return netd.Errorf(netd.ErrUnsupported, "neither an external CA nor a rotation of the root CA is supported by this version of netd; join tokens can be rotated (docker swarm join-token --rotate)")
-	}
 	if spec.EncryptionConfig.AutoLockManagers {
 		return noAutolock()
 	}
