@@ -29,7 +29,7 @@ func (loopback) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, er
 	return net.DialTimeout("tcp", string(to), timeout)
 }
 
-func config(t *testing.T, dir string) Config {
+func config(t testing.TB, dir string) Config {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -46,7 +46,7 @@ type running struct {
 	done chan error
 }
 
-func run(t *testing.T, s *Store) *running {
+func run(t testing.TB, s *Store) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &running{s, cancel, make(chan error, 1)}
@@ -56,7 +56,7 @@ func run(t *testing.T, s *Store) *running {
 }
 
 // end stops the store and returns when its files are closed.
-func (r *running) end(t *testing.T) {
+func (r *running) end(t testing.TB) {
 	t.Helper()
 	if r.done == nil {
 		return
@@ -68,7 +68,7 @@ func (r *running) end(t *testing.T) {
 	r.done = nil
 }
 
-func (r *running) leads(t *testing.T) {
+func (r *running) leads(t testing.TB) {
 	t.Helper()
 	nettest.Eventually(t, 10*time.Second, "leadership", func() error {
 		if !r.Leading() {
@@ -78,7 +78,7 @@ func (r *running) leads(t *testing.T) {
 	})
 }
 
-func open(t *testing.T, dir string) *running {
+func open(t testing.TB, dir string) *running {
 	t.Helper()
 	s, err := Open(config(t, dir))
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -67,6 +69,9 @@ type record struct {
 
 // newRecord copies obj, which must be a non-nil pointer to one of the kinds.
 func newRecord(obj any) (*record, error) {
+	if v := reflect.ValueOf(obj); v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, netd.Errorf(netd.ErrInvalid, "store object: it is a nil %T", obj)
+	}
 	var r *record
 	switch o := obj.(type) {
 	case *swarm.Node:
@@ -93,8 +98,8 @@ func newRecord(obj any) (*record, error) {
 	default:
 		return nil, netd.Errorf(netd.ErrInvalid, "store object: the store has no kind for a %T", obj)
 	}
-	if r.id == "" {
-		return nil, netd.Errorf(netd.ErrInvalid, "store %s %q: it has no ID", r.kind, r.name)
+	if r.id == "" || strings.ContainsAny(r.id, "\n\x00") {
+		return nil, netd.Errorf(netd.ErrInvalid, "store %s %q: %q is no ID", r.kind, r.name, r.id)
 	}
 	return r, nil
 }
