@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -82,15 +83,17 @@ func servicesByID(ctx context.Context, c ServiceControl) (map[string]swarm.Servi
 }
 
 // taskName is how the task is called: its own name if it has one, else
-// <service>.<slot>.<id>, where a task without a slot has its node's ID.
+// <service>.<slot>.<id>, where a task without a slot has its node's ID. The tasks
+// of a service that was just removed outlive its name.
 func taskName(t swarm.Task, svc swarm.Service) string {
+	service := cmp.Or(svc.Spec.Name, t.ServiceID)
 	switch {
 	case t.Name != "":
 		return t.Name
 	case t.Slot != 0:
-		return fmt.Sprintf("%s.%d.%s", svc.Spec.Name, t.Slot, t.ID)
+		return fmt.Sprintf("%s.%d.%s", service, t.Slot, t.ID)
 	}
-	return fmt.Sprintf("%s.%s.%s", svc.Spec.Name, t.NodeID, t.ID)
+	return fmt.Sprintf("%s.%s.%s", service, t.NodeID, t.ID)
 }
 
 // taskLabels filters by the labels of the task's service (a stack's tasks are
