@@ -1,0 +1,191 @@
+package orchestrator
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/moby/moby/api/types/swarm"
+	"netd"
+	"netd/dispatch"
+	"netd/orchestrator/store"
+)
+
+// gossipPort is where every node's gossip listens, tcp and udp.
+const gossipPort = 7946
+
+// projection is one state of the store, arranged by network: the way from the
+// Docker API's objects to the root package's values. It is made once per change
+// and asked once per node.
+type projection struct {
+	tx        *store.Tx
+	nodes     map[string]*swarm.Node
+	networks  map[string]netd.Network
+	services  map[string][]netd.Service  // by network
+	endpoints map[string][]netd.Endpoint // by network
+	peers     []netip.AddrPort
+	managers  []string
+}
+
+func newProjection(tx *store.Tx) *projection {
+	pr := &projection{
+		tx:        tx,
+		nodes:     map[string]*swarm.Node{},
+		networks:  map[string]netd.Network{},
+		services:  map[string][]netd.Service{},
+		endpoints: map[string][]netd.Endpoint{},
+	}
+	for _, n := range tx.Nodes() {
+		pr.nodes[n.ID] = n
+		if addr, err := netip.ParseAddr(n.Status.Addr); err == nil {
+			pr.peers = append(pr.peers, netip.AddrPortFrom(addr, gossipPort))
+		}
+		if n.ManagerStatus != nil && n.ManagerStatus.Addr != "" {
+			pr.managers = append(pr.managers, n.ManagerStatus.Addr)
+		}
+	}
+	slices.SortFunc(pr.peers, netip.AddrPort.Compare)
+	pr.peers = slices.Compact(pr.peers)
+	slices.Sort(pr.managers)
+	for _, n := range tx.Networks() {
+		pr.networks[n.ID] = networkValue(n)
+	}
+	names := map[string]string{}
+	for _, s := range tx.Services() {
+		names[s.ID] = s.Spec.Name
+		pr.addService(s)
+	}
+	for _, t := range tx.Tasks() {
+		if name, ok := names[t.ServiceID]; ok && assigned(t) {
+			pr.addEndpoints(t, name)
+		} else if assigned(t) {
+			pr.addEndpoints(t, t.ServiceID) // its service is removed: it is leaving
+		}
+	}
+	return pr
+}
+
+func networkValue(n *swarm.Network) netd.Network {
+	subnet, gateway := subnetOf(n)
+	return netd.Network{
+		ID: netd.NetworkID(n.ID), Name: n.Spec.Name, VNI: vniOf(n), Subnet: subnet, Gateway: gateway,
+		Internal: n.Spec.Internal, Attachable: n.Spec.Attachable,
+	}
+}
+
+// addService adds the service on each network on which it has or could have
+// tasks: those of its spec, and those of its virtual addresses.
+func (pr *projection) addService(s *swarm.Service) {
+	on := map[string]netip.Addr{}
+	for _, n := range s.Spec.TaskTemplate.Networks {
+		on[n.Target] = netip.Addr{}
+	}
+	for _, vip := range s.Endpoint.VirtualIPs {
+		on[vip.NetworkID] = vip.Addr.Addr()
+	}
+	for network, vip := range on {
+		pr.services[network] = append(pr.services[network], netd.Service{
+			ID: netd.ServiceID(s.ID), Network: netd.NetworkID(network), Name: s.Spec.Name, VIP: vip,
+		})
+	}
+}
+
+func (pr *projection) addEndpoints(t *swarm.Task, service string) {
+	n := pr.nodes[t.NodeID]
+	if n == nil {
+		return
+	}
+	for _, at := range t.NetworksAttachments {
+		if len(at.Addresses) == 0 {
+			continue
+		}
+		pr.endpoints[at.Network.ID] = append(pr.endpoints[at.Network.ID], netd.Endpoint{
+			Network: netd.NetworkID(at.Network.ID),
+			Task:    netd.TaskID(t.ID),
+			Name:    TaskName(service, t),
+			Service: netd.ServiceID(t.ServiceID),
+			Node:    netd.NodeID(t.NodeID),
+			Addr:    at.Addresses[0].Addr(),
+			Leaving: !wanted(t) || n.Status.State == swarm.NodeStateDown,
+		})
+	}
+}
+
+// TaskName is the task's name as Swarm forms it: web.1.<task ID>, and for a
+// global service, whose tasks have no number, web.<node ID>.<task ID>.
+func TaskName(service string, t *swarm.Task) string {
+	place := t.NodeID
+	if t.Slot != 0 {
+		place = strconv.Itoa(t.Slot)
+	}
+	return service + "." + place + "." + t.ID
+}
+
+// assignment is all that one node is told: its tasks, and of the swarm's network
+// what these can reach. It is pure, and the same for the same state but for the
+// generation, which is the session's to count. ok is false when there is no such
+// node.
+func (pr *projection) assignment(node netd.NodeID) (a dispatch.Assignment, ok bool) {
+	self := pr.nodes[string(node)]
+	cluster := pr.tx.Cluster()
+	if self == nil || cluster == nil {
+		return dispatch.Assignment{}, false
+	}
+	a = dispatch.Assignment{
+		Node:         *self,
+		ServiceNames: map[string]string{},
+		GossipKeys:   cluster.GossipKeys,
+		GossipPeers:  pr.peers,
+		Managers:     pr.managers,
+		DataPathPort: cluster.DataPathPort,
+	}
+	on := map[string]bool{}
+	for _, t := range pr.tx.TasksByNode(self.ID) {
+		if !assigned(t) {
+			continue
+		}
+		a.Tasks = append(a.Tasks, *t)
+		if s := pr.tx.Service(t.ServiceID); s != nil {
+			a.ServiceNames[s.ID] = s.Spec.Name
+		}
+		for _, at := range t.NetworksAttachments {
+			on[at.Network.ID] = true
+		}
+	}
+	a.Snapshot = pr.snapshot(self, sortedKeys(on))
+	return a, true
+}
+
+// snapshot is the part of the swarm's network that is on the networks.
+func (pr *projection) snapshot(self *swarm.Node, networks []string) netd.Snapshot {
+	var s netd.Snapshot
+	hosts := map[string]bool{self.ID: true}
+	for _, id := range networks {
+		n, ok := pr.networks[id]
+		if !ok {
+			continue
+		}
+		s.Networks = append(s.Networks, n)
+		s.Services = append(s.Services, pr.services[id]...)
+		s.Endpoints = append(s.Endpoints, pr.endpoints[id]...)
+		for _, e := range pr.endpoints[id] {
+			hosts[string(e.Node)] = true
+		}
+	}
+	for _, id := range sortedKeys(hosts) {
+		n := pr.nodes[id]
+		addr, err := netip.ParseAddr(n.Status.Addr)
+		if err != nil {
+			continue
+		}
+		s.Nodes = append(s.Nodes, netd.Node{ID: netd.NodeID(id), Name: n.Description.Hostname, Addr: addr})
+	}
+	slices.SortFunc(s.Services, func(a, b netd.Service) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Network, b.Network))
+	})
+	slices.SortFunc(s.Endpoints, func(a, b netd.Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Network, b.Network))
+	})
+	return s
+}
