@@ -26,11 +26,13 @@ import (
 //	  chain output      { type filter hook output priority raw
 //	    udp dport PORT notrack }
 //	  chain forward     { type filter hook forward priority filter
-//	    iifname "nd-up*" oifname "nd-up*" drop    # networks are separate
 //	    oifname "nd-up*" ct state != { established, related } ct status & dnat == 0 drop }
 //	  chain postrouting { type nat hook postrouting priority srcnat
 //	    iifname "nd-up*" oifname != "nd-up*" masquerade }
 //	}
+//
+// So nobody opens a connection into a network through the host, be it from
+// outside or from another network, but where a published port's DNAT leads there.
 //
 // Its value as an object is the list of data-path ports, or egressForeign.
 const egressTable = "netd-egress"
@@ -61,7 +63,6 @@ func egressChains(ports []uint16) []egressChain {
 	}
 	return []egressChain{pre, out,
 		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, [][]expr.Any{
-			slices.Concat(ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq), ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq), drop()),
 			slices.Concat(ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq),
 				noBit(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED),
 				noBit(expr.CtKeySTATUS, ctStatusDNAT), drop()),

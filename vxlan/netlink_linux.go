@@ -132,10 +132,6 @@ func ignoreGone(o op, err error) error {
 
 func (s *session) doSpace(o op) error {
 	if o.verb == verbDel {
-		if h := s.handles[o.key.ns]; h != nil {
-			h.Close() // it would keep the namespace
-			delete(s.handles, o.key.ns)
-		}
 		return netns.Delete(o.key.ns)
 	}
 	return netns.Create(o.key.ns)
@@ -188,8 +184,13 @@ func (s *session) addLink(k key, want link) error {
 	}
 	if want.kind == "vxlan" {
 		attrs.Namespace = netlink.NsFd(int(file.Fd()))
-		return h.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(want.vni),
+		err := h.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(want.vni),
 			SrcAddr: want.local.AsSlice(), Port: int(want.port)})
+		if errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("another VXLAN device of this host has VNI %d and port %d: remove it, or use another data-path port: %w",
+				want.vni, want.port, err)
+		}
+		return err
 	}
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName, veth.PeerMTU = want.peer, uint32(want.mtu)

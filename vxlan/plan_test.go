@@ -397,7 +397,7 @@ func (k kernel) remove(gone key) {
 func BenchmarkPlan(b *testing.B) {
 	n := testNetwork(0)
 	n.Subnet = netip.MustParsePrefix("10.0.0.0/16")
-	n.Remotes = nil
+	n.Remotes, n.Ports = nil, nil
 	for i := range 5000 {
 		addr := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
 		n.Remotes = append(n.Remotes, Remote{addr, n.Peers[i%2].VTEP})

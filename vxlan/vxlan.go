@@ -170,7 +170,7 @@ func (o *Overlay) Set(ctx context.Context, want Config) ([]string, error) {
 }
 
 // plan compares the kernel with want. A network that is invalid, or whose router
-// cannot be read, is reported and left as it is.
+// cannot be read, is reported and left as it is, with what all networks share.
 func (o *Overlay) plan(want Config) ([]op, error) {
 	have, broken, err := o.read()
 	if err != nil {
@@ -187,7 +187,8 @@ func (o *Overlay) plan(want Config) ([]op, error) {
 	objects, err := objectsOf(wanted)
 	var ops []op
 	for _, op := range plan(have, objects) {
-		if broken[op.key.router] == nil {
+		shared := op.key.router == "" && op.verb == verbDel
+		if broken[op.key.router] == nil && !(shared && len(broken) > 0) {
 			ops = append(ops, op)
 		}
 	}
