@@ -175,7 +175,7 @@ func (r *Runtime) launch(e *entry, group *os.File) (p *process, reply *os.File, 
 		return nil, nil, err
 	}
 	defer log.Close()
-	binary, err := cloneBinary(r.config.Binary)
+	binary, err := cloneBinary(r.config.Binary, r.dir(""))
 	if err != nil {
 		return nil, nil, err
 	}

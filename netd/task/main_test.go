@@ -4,6 +4,7 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -112,15 +113,14 @@ func helper(name string, args []string) int {
 		return orphans()
 	case "orphan": // leaves a child behind
 		return run(exec.Command(binaryPath, "helper", "exit", "0").Start)
-	case "hog": // takes memory until it is stopped
-		for all := [][]byte{}; ; {
-			block := make([]byte, 1<<20)
-			for i := range block {
-				block[i] = 1
-			}
-			all = append(all, block)
-			_ = all
+	case "hog": // takes 200 MB
+		block := make([]byte, 200<<20)
+		for i := range block {
+			block[i] = 1
 		}
+		return 0
+	case "once":
+		return once(args[0], args[1], args[2])
 	case "daemon":
 		return daemon(args)
 	}
@@ -213,5 +213,25 @@ func daemon(args []string) int {
 		fmt.Println(r.List()[0].Pid)
 		_, err = io.Copy(io.Discard, os.Stdin) // as long as the test holds it open
 		return err
+	})
+}
+
+// once removes a file, if one is named, and runs one task from its start to its end.
+func once(data, runDir, file string) int {
+	if file != "" {
+		os.Remove(file)
+	}
+	ctx := context.Background()
+	return run(func() error {
+		r, err := Open(Config{DataDir: data, RunDir: runDir})
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		s := Spec{ID: fmt.Sprint("once", os.Getpid()), Image: "netd/echo", StopGrace: -1}
+		if _, err := r.Prepare(ctx, s); err != nil {
+			return err
+		}
+		return errors.Join(r.Start(ctx, s.ID), r.Stop(ctx, s.ID), r.Remove(ctx, s.ID))
 	})
 }

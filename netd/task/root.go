@@ -3,6 +3,7 @@ package task
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -10,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mount is one mount(2) in the task's root. Paths are relative to it.
-type mount struct {
+// rootMount is one mount(2) in the task's root. Paths are relative to it.
+type rootMount struct {
 	source, target, kind string
 	flags                uintptr
 	data                 string
@@ -69,8 +70,21 @@ func enterRoot() error {
 
 // cloneBinary returns a mount of the netd binary alone, for mountBinary in another
 // mount namespace: there, the file that this process runs could not be mounted,
-// because it lies in a foreign namespace.
-func cloneBinary(binary string) (*os.File, error) {
+// because it lies in a foreign namespace. A binary that was deleted, as an upgrade
+// does it under a running daemon, cannot be mounted at all (kernel fs/namespace.c,
+// d_set_mounted): then a copy is made in dir, which Open clears.
+func cloneBinary(binary, dir string) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(binary, &st); err != nil {
+		return nil, fmt.Errorf("find binary %q: %w", binary, err)
+	}
+	if st.Nlink == 0 {
+		kept, err := copyBinary(binary, filepath.Join(dir, fmt.Sprintf(".netd-%d", os.Getpid())))
+		if err != nil {
+			return nil, fmt.Errorf("copy deleted binary %q: %w", binary, err)
+		}
+		binary = kept
+	}
 	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
 	fd, err := unix.OpenTree(unix.AT_FDCWD, binary, flags)
 	if err == unix.EINVAL { // the same for this process; then there may be a path to it
@@ -79,9 +93,34 @@ func cloneBinary(binary string) (*os.File, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("clone mount of %s: %w", binary, err)
+		return nil, fmt.Errorf("clone mount of %q: %w", binary, err)
 	}
 	return os.NewFile(uintptr(fd), binary), nil
+}
+
+// copyBinary copies a file, unless the copy is there already.
+func copyBinary(from, to string) (string, error) {
+	if _, err := os.Stat(to); err == nil {
+		return to, nil
+	}
+	source, err := os.Open(from)
+	if err != nil {
+		return "", err
+	}
+	defer source.Close()
+	target, err := os.CreateTemp(filepath.Dir(to), ".copy")
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(target, source)
+	err = errors.Join(err, target.Chmod(0o755), target.Close())
+	if err == nil {
+		err = os.Rename(target.Name(), to)
+	}
+	if err != nil {
+		os.Remove(target.Name())
+	}
+	return to, err
 }
 
 // mountBinary mounts what cloneBinary made, read-only.
@@ -126,7 +165,7 @@ func bindFile(source, target string) error {
 
 // fillRoot mounts what every Docker container has, but for /sys.
 func fillRoot() error {
-	for _, m := range []mount{
+	for _, m := range []rootMount{
 		{"proc", "/proc", "proc", inert, ""},
 		{"tmpfs", "/dev", "tmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=755,size=64k"},
 		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"},
