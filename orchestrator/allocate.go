@@ -279,10 +279,14 @@ func (p *pass) nextPort(s *swarm.Service, protocol network.IPProtocol) uint32 {
 // allocateTasks gives every new task an address on each of its networks. A task
 // that cannot have them all gets none, stays new and says why.
 func (p *pass) allocateTasks() {
+	var pending []*swarm.Task
 	for _, t := range p.tx.Tasks() {
-		if t.Status.State != swarm.TaskStateNew || !wanted(t) {
-			continue
+		if t.Status.State == swarm.TaskStateNew && wanted(t) {
+			pending = append(pending, t)
 		}
+	}
+	slices.SortFunc(pending, inTurn)
+	for _, t := range pending {
 		attachments, err := p.attach(t)
 		if err != nil {
 			p.setStatus(t, swarm.TaskStateNew, t.Status.Message, err.Error())

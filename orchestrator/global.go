@@ -21,12 +21,18 @@ func (p *pass) cover(s *swarm.Service, slots []*slot) []*slot {
 	}
 	var covered []*slot
 	for _, n := range p.tx.Nodes() {
-		if !scheduler.Accepting(n) || !scheduler.Suits(n, s.Spec.TaskTemplate.Placement) {
-			continue
-		}
 		sl := byNode[n.ID]
 		if sl == nil {
 			sl = &slot{key: slotKey{node: n.ID}}
+		}
+		if !scheduler.Suits(n, s.Spec.TaskTemplate.Placement) {
+			for _, t := range sl.wanted() {
+				p.desire(sl, t, swarm.TaskStateShutdown)
+			}
+			continue
+		}
+		if !scheduler.Accepting(n) {
+			continue
 		}
 		if len(sl.wanted()) == 0 && !p.finished(s, sl) {
 			p.newTask(s, sl, swarm.TaskStateRunning, time.Time{})

@@ -72,6 +72,9 @@ const (
 	passPause = 5 * time.Millisecond
 	// retryPause is how long a pass that failed waits for the next.
 	retryPause = time.Second
+	// maxStall is how late a pass may be before this manager is taken to have
+	// stood still, as a suspended machine does.
+	maxStall = 3 * time.Second
 	// pushPause collects changes before the nodes are told.
 	pushPause = 10 * time.Millisecond
 )
@@ -89,8 +92,12 @@ func (o *Orchestrator) Run(ctx context.Context) error {
 func (o *Orchestrator) decide(ctx context.Context) error {
 	bell := o.store.Watch(ctx)
 	leading := false
+	var next time.Time
 	for {
-		var next time.Time
+		if late := o.now().Sub(next); !next.IsZero() && late > maxStall {
+			o.log.Warn("this manager stood still: the nodes get time to be heard of", "late", late)
+			o.forgetBeats()
+		}
 		switch now := o.store.Leading(); {
 		case now && !leading:
 			leading = true
@@ -99,11 +106,12 @@ func (o *Orchestrator) decide(ctx context.Context) error {
 			next = o.pass(ctx)
 		default:
 			leading = false
+			next = time.Time{}
 		}
 		if !sleep(ctx, passPause) {
 			return nil
 		}
-		if !wait(ctx, bell, next) {
+		if !o.wait(ctx, bell, next) {
 			return nil
 		}
 	}
@@ -112,9 +120,7 @@ func (o *Orchestrator) decide(ctx context.Context) error {
 // takeOver begins a leadership: everything is checked once, and every node gets
 // time to find this manager.
 func (o *Orchestrator) takeOver(ctx context.Context) time.Time {
-	o.mu.Lock()
-	clear(o.beats)
-	o.mu.Unlock()
+	o.forgetBeats()
 	var found []string
 	now := o.now()
 	err := o.store.Update(ctx, func(tx *store.Tx) error {
@@ -169,6 +175,14 @@ func (o *Orchestrator) checkIn(node netd.NodeID, now time.Time) {
 	o.beats[string(node)] = now.Add(nodeTimeout)
 }
 
+// forgetBeats gives every node the time that a new leader gives it. Who did not
+// listen cannot say who was silent.
+func (o *Orchestrator) forgetBeats() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	clear(o.beats)
+}
+
 // sleep waits for d, or less when ctx ends: then it returns false.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
@@ -183,10 +197,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // wait waits for the bell or for the time, if it is not zero. It returns false
 // when ctx ends.
-func wait(ctx context.Context, bell <-chan struct{}, until time.Time) bool {
+func (o *Orchestrator) wait(ctx context.Context, bell <-chan struct{}, until time.Time) bool {
 	var timer <-chan time.Time
 	if !until.IsZero() {
-		t := time.NewTimer(time.Until(until))
+		t := time.NewTimer(until.Sub(o.now()))
 		defer t.Stop()
 		timer = t.C
 	}

@@ -23,6 +23,12 @@ func (p *pass) restart(s *swarm.Service, sl *slot) {
 		if !moves && !terminal(t) {
 			continue
 		}
+		if !moves && p.now.Before(startAfter(t)) {
+			// It failed before it was to start, as one whose image does not exist:
+			// another would too. Without the wait that were a tight loop.
+			p.at(startAfter(t))
+			continue
+		}
 		p.desire(sl, t, swarm.TaskStateShutdown)
 		switch {
 		case len(sl.wanted()) > 0: // the other task of a start-first update goes on
@@ -31,7 +37,7 @@ func (p *pass) restart(s *swarm.Service, sl *slot) {
 		case moves:
 			p.newTask(s, sl, swarm.TaskStateReady, time.Time{})
 		default:
-			p.newTask(s, sl, swarm.TaskStateReady, t.Status.Timestamp.Add(restartDelay(t)))
+			p.newTask(s, sl, swarm.TaskStateReady, nextStart(t))
 		}
 	}
 }
@@ -102,6 +108,15 @@ func gracePeriod(t *swarm.Task) time.Duration {
 		return *c.StopGracePeriod
 	}
 	return defaultGracePeriod
+}
+
+// nextStart is when the task after t, which failed, may start.
+func nextStart(t *swarm.Task) time.Time {
+	base := t.Status.Timestamp
+	if start := startAfter(t); start.After(base) {
+		base = start
+	}
+	return base.Add(restartDelay(t))
 }
 
 func restartDelay(t *swarm.Task) time.Duration {

@@ -20,7 +20,7 @@ func (p *pass) schedule() {
 	if len(pending) == 0 {
 		return
 	}
-	slices.SortFunc(pending, func(a, b *swarm.Task) int { return newestFirst(b, a) })
+	slices.SortFunc(pending, inTurn)
 	s := scheduler.New(scheduler.State{Nodes: p.tx.Nodes(), Tasks: tasks, HostPorts: p.hostPorts()}, p.now)
 	for _, t := range pending {
 		d := s.Place(t)

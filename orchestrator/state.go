@@ -68,6 +68,11 @@ func newestFirst(a, b *swarm.Task) int {
 	return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.Version.Index, a.Version.Index), cmp.Compare(b.ID, a.ID))
 }
 
+// inTurn orders tasks that wait for something: the longest waiting first.
+func inTurn(a, b *swarm.Task) int {
+	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
+}
+
 // slotKey names one place of a service that one task fills at a time: a number
 // for a replicated service, a node for a global one.
 type slotKey struct {

@@ -101,7 +101,7 @@ func (p *pass) update(s *swarm.Service, slots []*slot) {
 			p.pause(s, ph.fresh[0])
 			return
 		}
-		p.newTask(s, ph.slot, swarm.TaskStateReady, ph.fresh[0].Status.Timestamp.Add(restartDelay(ph.fresh[0])))
+		p.newTask(s, ph.slot, swarm.TaskStateReady, nextStart(ph.fresh[0]))
 	}
 	p.startNext(s, config, r)
 	if len(r.waiting)+len(r.retry)+r.busy+r.behind == 0 {
