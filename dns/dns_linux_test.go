@@ -18,8 +18,6 @@ import (
 	"netd/internal/nettest"
 )
 
-const testServer = "169.254.1.1"
-
 // router returns a namespace with the resolver's and the clients' addresses in it.
 func router(t *testing.T) string {
 	t.Helper()

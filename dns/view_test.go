@@ -10,7 +10,10 @@ import (
 	"github.com/miekg/dns"
 )
 
-const testNS = "/run/netd/netns/net-shop"
+const (
+	testNS     = "/run/netd/netns/net-shop"
+	testServer = "169.254.1.1"
+)
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -21,7 +24,7 @@ func testConfig() Config {
 		Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")},
 		Resolvers: []Resolver{{
 			NetNS: testNS,
-			Addr:  addr("169.254.1.1"),
+			Addr:  addr(testServer),
 			Zones: []Zone{
 				{
 					ID: "idshop", Name: "shop", Subnet: netip.MustParsePrefix("10.0.1.0/24"),
@@ -123,7 +126,7 @@ func TestAnswer(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(tt.from, " ", tt.name, dns.TypeToString[tt.qtype]), func(t *testing.T) {
 			query := new(dns.Msg).SetQuestion(tt.name, tt.qtype)
-			reply, forward := v.answer(socketKey{testNS, addr("169.254.1.1")}, addr(tt.from), query)
+			reply, forward := v.answer(socketKey{testNS, addr(testServer)}, addr(tt.from), query)
 			if got := describe(reply, forward); got != tt.want {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
@@ -154,7 +157,7 @@ func TestAnswerOdd(t *testing.T) {
 	} {
 		query := new(dns.Msg).SetQuestion("web.", dns.TypeA)
 		tt.change(query)
-		reply, forward := v.answer(socketKey{testNS, addr("169.254.1.1")}, addr("10.0.1.20"), query)
+		reply, forward := v.answer(socketKey{testNS, addr(testServer)}, addr("10.0.1.20"), query)
 		if got := strings.Replace(describe(reply, forward), "BADSIG", "BADVERS", 1); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
 		}
@@ -163,7 +166,7 @@ func TestAnswerOdd(t *testing.T) {
 		}
 	}
 	query := new(dns.Msg).SetQuestion("web.", dns.TypeA)
-	if reply, _ := v.answer(socketKey{"/elsewhere", addr("169.254.1.1")}, addr("10.0.1.20"), query); reply.Rcode != dns.RcodeRefused {
+	if reply, _ := v.answer(socketKey{"/elsewhere", addr(testServer)}, addr("10.0.1.20"), query); reply.Rcode != dns.RcodeRefused {
 		t.Errorf("unknown resolver: got %s, want REFUSED", dns.RcodeToString[reply.Rcode])
 	}
 }
@@ -179,7 +182,7 @@ func TestShuffle(t *testing.T) {
 	s.view.Store(v)
 	first := map[string]int{}
 	for range 200 {
-		reply, _ := s.Answer(testNS, addr("169.254.1.1"), addr("10.0.1.20"), new(dns.Msg).SetQuestion("tasks.web.", dns.TypeA))
+		reply, _ := s.Answer(testNS, addr(testServer), addr("10.0.1.20"), new(dns.Msg).SetQuestion("tasks.web.", dns.TypeA))
 		first[reply.Answer[0].(*dns.A).A.String()]++
 	}
 	for _, a := range []string{"10.0.1.3", "10.0.1.4", "10.0.1.5"} {
@@ -187,11 +190,11 @@ func TestShuffle(t *testing.T) {
 			t.Errorf("%s came first %d times of 200", a, first[a])
 		}
 	}
-	got, ok := s.Lookup(testNS, addr("169.254.1.1"), addr("10.0.1.20"), "tasks.web")
+	got, ok := s.Lookup(testNS, addr(testServer), addr("10.0.1.20"), "tasks.web")
 	if want := "[10.0.1.3 10.0.1.4 10.0.1.5]"; !ok || fmt.Sprint(got) != want {
 		t.Errorf("lookup: got %v, %v, want %s", got, ok, want)
 	}
-	if _, ok := s.Lookup(testNS, addr("169.254.1.1"), addr("10.0.2.20"), "web"); ok {
+	if _, ok := s.Lookup(testNS, addr(testServer), addr("10.0.2.20"), "web"); ok {
 		t.Error("lookup of a name that the client may not see: got one")
 	}
 }
@@ -205,7 +208,7 @@ func TestViewErrors(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `zone "nosuch"`) || !strings.Contains(err.Error(), "listed twice") {
 		t.Errorf("got error %v", err)
 	}
-	reply, forward := v.answer(socketKey{testNS, addr("169.254.1.1")}, addr("10.0.1.20"), new(dns.Msg).SetQuestion("web.", dns.TypeA))
+	reply, forward := v.answer(socketKey{testNS, addr(testServer)}, addr("10.0.1.20"), new(dns.Msg).SetQuestion("web.", dns.TypeA))
 	if got := describe(reply, forward); got != "NOERROR 10.0.1.2" {
 		t.Errorf("got %s", got)
 	}
@@ -219,7 +222,7 @@ func TestNoUpstreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply, forward := v.answer(socketKey{testNS, addr("169.254.1.1")}, addr("10.0.1.20"), new(dns.Msg).SetQuestion("example.com.", dns.TypeA))
+	reply, forward := v.answer(socketKey{testNS, addr(testServer)}, addr("10.0.1.20"), new(dns.Msg).SetQuestion("example.com.", dns.TypeA))
 	if got := describe(reply, forward); got != "NXDOMAIN SOA" {
 		t.Errorf("got %s, want NXDOMAIN SOA", got)
 	}
@@ -245,7 +248,7 @@ func FuzzAnswer(f *testing.F) {
 			return
 		}
 		for _, from := range []string{"10.0.1.20", "10.0.2.20", "10.9.9.9"} {
-			reply, _ := v.answer(socketKey{testNS, addr("169.254.1.1")}, addr(from), query)
+			reply, _ := v.answer(socketKey{testNS, addr(testServer)}, addr(from), query)
 			if reply.Id != query.Id || !reply.Response {
 				t.Fatalf("not a reply: %v", reply)
 			}

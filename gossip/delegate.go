@@ -24,6 +24,7 @@ const (
 	streamTimeout     = 3 * time.Second // for a whole TCP exchange
 	leaveTimeout      = 2 * time.Second
 	upkeepInterval    = 250 * time.Millisecond
+	outbidInterval    = time.Second
 	askEvery          = 2 // upkeep intervals
 	parallelSends     = 8
 	parallelDials     = 8

@@ -119,6 +119,7 @@ type Table struct {
 	// kernels of others do.
 	held, acked map[netd.NodeID]stamp
 	dials       map[netip.AddrPort]*dial
+	noOutbid    time.Time
 	rounds      int   // of upkeep
 	view        *View // nil when out of date
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -455,5 +456,30 @@ func TestNewErrors(t *testing.T) {
 		} else {
 			t.Logf("%s: %v", name, err)
 		}
+	}
+}
+
+// On its own sockets a table finds a free port, says which, and is joined there.
+func TestNew(t *testing.T) {
+	t.Parallel()
+	var tables []*Table
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	t.Cleanup(func() { cancel(); running.Wait() })
+	for i := range 2 {
+		table, err := New(Config{Node: netd.NodeID(fmt.Sprint("n", i)), Addr: netip.MustParseAddr("127.0.0.1"), Keys: [][]byte{testKey}, Boot: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		running.Go(func() {
+			if err := table.Run(ctx); err != nil {
+				t.Errorf("run: %v", err)
+			}
+		})
+		tables = append(tables, table)
+	}
+	tables[0].SetPeers([]netip.AddrPort{tables[1].Addr()})
+	for _, table := range tables {
+		nettest.Eventually(t, 10*time.Second, "joined", func() error { return alive(&node{Table: table}, 2) })
 	}
 }

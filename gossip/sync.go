@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 	"netd"
@@ -78,11 +79,14 @@ func (t *Table) mergeLocked(s state) {
 }
 
 // claimedLocked answers a newer state under our own name: only we write it, so
-// ours must become the newest again.
+// ours must become the newest again. Once an interval at most: a clone of this
+// node does the same.
 func (t *Table) claimedLocked(claim stamp) {
-	if !t.own.less(claim) || claim.boot == math.MaxUint64 {
+	now := time.Now()
+	if !t.own.less(claim) || claim.boot == math.MaxUint64 || now.Before(t.noOutbid) {
 		return
 	}
+	t.noOutbid = now.Add(outbidInterval)
 	t.log.Warn("another state under this node's name: is its ID in use twice?", "boot", t.own.boot, "claimed", claim.boot)
 	t.own.outbid(claim)
 	if t.own.version > 0 {
