@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"netd"
+	"netd/vxlan"
+)
+
+// runCleanup removes what a stopped daemon left: its tasks and its part of the
+// kernel. Certificates and the raft log stay; they are in the data directory.
+func runCleanup(ctx context.Context, args []string, out io.Writer) error {
+	o := options{}
+	f := o.flags("netd cleanup")
+	if err := f.Parse(args); err != nil {
+		return exitFlag(err)
+	}
+	if err := o.complete(); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return netd.Errorf(netd.ErrForbidden, "cleanup changes network namespaces and needs root; run it with sudo")
+	}
+	unlock, err := lockDir(o.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := clearHost(ctx, o, slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "nothing of netd is left in the kernel; its state is still in %s\n", o.DataDir)
+	return nil
+}
+
+// clearHost stops every task and takes all that is ours out of the kernel. The
+// router namespaces hold VIPs, balancers and routes: those go with them.
+func clearHost(ctx context.Context, o options, log *slog.Logger) error {
+	runtime, err := openRuntime(o, log)
+	if err != nil {
+		return err
+	}
+	var stops errgroup.Group
+	for _, s := range runtime.List() {
+		stops.Go(func() error {
+			return errors.Join(runtime.Stop(ctx, s.ID), runtime.Remove(ctx, s.ID))
+		})
+	}
+	err = stops.Wait()
+	overlay, oerr := vxlan.New(o.netnsDir(), log)
+	if oerr != nil {
+		return errors.Join(err, oerr)
+	}
+	_, oerr = overlay.Set(ctx, vxlan.Config{})
+	return errors.Join(err, oerr)
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"netd"
+	"netd/internal/netns"
+	"netd/netd/debug"
+)
+
+// Facts implements debug.Source.
+func (d *Daemon) Facts() debug.Facts {
+	s := d.Status()
+	f := debug.Facts{
+		Version: version, Name: s.NodeName, ID: netd.NodeID(s.NodeID), State: s.State, Error: s.Error,
+		Manager: s.ControlAvailable, Up: time.Since(d.started), Balancer: string(d.kind), BalancerWhy: d.reason,
+	}
+	m := d.current()
+	if m == nil {
+		return f
+	}
+	f.Leader = m.store != nil && m.store.Leading()
+	f.Connected = m.client.Connected()
+	h := m.host.Load()
+	if h == nil {
+		return f
+	}
+	f.View, f.Tasks = h.gossip.View(), h.runtime.List()
+	if a := h.node.Assignment(); a != nil {
+		f.Snapshot = a.Snapshot
+	}
+	if done := h.node.Applied(); done != nil {
+		f.Generation, f.Applied = done.Generation, time.Since(done.At)
+		if done.Err != nil {
+			f.ApplyError = done.Err.Error()
+		}
+	}
+	f.Changes = h.node.Changes()
+	if want := h.node.Desired(); want != nil {
+		f.Wanted = want.Balancer
+		if len(want.Overlay.Networks) > 0 {
+			f.MTU = want.Overlay.Networks[0].MTU
+		}
+	}
+	return f
+}
+
+// current host, or why there is none.
+func (d *Daemon) currentHost() (*host, error) {
+	m := d.current()
+	if m == nil {
+		return nil, netd.Errorf(netd.ErrUnavailable, textNoSwarm)
+	}
+	h := m.host.Load()
+	if h == nil {
+		return nil, netd.Errorf(netd.ErrUnavailable, "no manager has assigned anything to this node yet; see 'netd status'")
+	}
+	return h, nil
+}
+
+// Drift implements debug.Source.
+func (d *Daemon) Drift(ctx context.Context) ([]string, error) {
+	h, err := d.currentHost()
+	if err != nil {
+		return nil, err
+	}
+	return h.node.Drift(ctx)
+}
+
+// Kernel implements debug.Source.
+func (d *Daemon) Kernel(ctx context.Context) (debug.Kernel, error) {
+	h, err := d.currentHost()
+	if err != nil {
+		return debug.Kernel{}, err
+	}
+	k := debug.Kernel{}
+	if k.Overlay, err = h.overlay.Get(); err != nil {
+		return debug.Kernel{}, fmt.Errorf("read overlay: %w", err)
+	}
+	routers := []string{}
+	for _, n := range k.Overlay.Networks {
+		routers = append(routers, n.Router)
+	}
+	if k.Balancer, err = h.balancer.Get(ctx, routers); err != nil {
+		return debug.Kernel{}, fmt.Errorf("read balancer: %w", err)
+	}
+	return k, nil
+}
+
+// probeTimeout bounds one probe from a task's namespace.
+const probeTimeout = 3 * time.Second
+
+// Lookup implements debug.Source.
+func (d *Daemon) Lookup(ctx context.Context, ns, name string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	server := netip.AddrPortFrom(netd.RouterAddr, 53).String()
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return dialIn(ctx, ns, network, server)
+	}}
+	return resolver.LookupNetIP(ctx, "ip4", name+".")
+}
+
+// Dial implements debug.Source.
+func (d *Daemon) Dial(ctx context.Context, ns string, to netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	c, err := dialIn(ctx, ns, "tcp", to.String())
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// dialIn opens a socket in the namespace. The address must be numeric, so that
+// the dialer makes its one socket on the calling thread.
+func dialIn(ctx context.Context, ns, network, addr string) (c net.Conn, err error) {
+	err = netns.Do(ns, func() error {
+		c, err = (&net.Dialer{}).DialContext(ctx, network, addr)
+		return err
+	})
+	return c, err
+}

@@ -1,0 +1,43 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"netd/dispatch"
+	"netd/internal/durable"
+)
+
+// assignmentFile is the one file that a node keeps in its data directory.
+const assignmentFile = "assignment.json"
+
+// Kept reads the assignment that an earlier run kept in dir, nil where there is
+// none. A corrupt file is refused and left as it is.
+func Kept(dir string) (*dispatch.Assignment, error) {
+	file := filepath.Join(dir, assignmentFile)
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read assignment: %w", err)
+	}
+	a := &dispatch.Assignment{}
+	if err := json.Unmarshal(data, a); err != nil {
+		return nil, fmt.Errorf("read assignment: the file %q is corrupt: %w; move it away and start again, the managers will send a new one", file, err)
+	}
+	return a, nil
+}
+
+// save keeps the assignment. It holds the gossip keys: for root alone.
+func save(dir string, a *dispatch.Assignment) error {
+	data, err := json.Marshal(a)
+	if err != nil {
+		return fmt.Errorf("encode assignment: %w", err)
+	}
+	return durable.WriteFile(filepath.Join(dir, assignmentFile), data, 0o600)
+}

@@ -1,0 +1,312 @@
+// Package node is this host's part of the swarm: it takes the managers'
+// assignment and what the other nodes gossip, decides what must run here and what
+// the kernel must hold (Compile and decide, both pure), makes it so through the
+// packages below, and reports what it sees.
+//
+// Level-triggered: each pass looks at everything anew, so a lost or doubled event
+// is harmless, and a restart is a pass like any other. It does not speak to the
+// managers itself (dispatch does) and knows nothing of raft or the API.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+
+	"netd"
+	"netd/balancer"
+	"netd/dispatch"
+	"netd/dns"
+	"netd/gossip"
+	"netd/netd/task"
+	"netd/vxlan"
+)
+
+const (
+	// sweep is how often everything is looked at although nothing was heard.
+	sweep = 5 * time.Second
+	// settle gathers the events of one change into one pass.
+	settle = 10 * time.Millisecond
+	// retryReport is when a status that the managers did not take is sent again.
+	retryReport = 5 * time.Second
+)
+
+// Overlay makes the routed overlay of this node; *vxlan.Overlay.
+type Overlay interface {
+	Set(context.Context, vxlan.Config) ([]string, error)
+	Diff(vxlan.Config) ([]string, error)
+	Get() (vxlan.Config, error)
+}
+
+// Balancer makes the VIPs of this node; *balancer.Balancer.
+type Balancer interface {
+	Set(context.Context, balancer.Config) ([]string, error)
+	Diff(context.Context, balancer.Config) ([]string, error)
+	Get(ctx context.Context, routers []string) (balancer.Config, error)
+}
+
+// Resolver answers names; *dns.Server.
+type Resolver interface {
+	Set(context.Context, dns.Config) error
+}
+
+// Gossip tells and hears how endpoints are; *gossip.Table.
+type Gossip interface {
+	Publish([]gossip.Entry) uint64
+	View() *gossip.View
+	Changed() <-chan struct{}
+	Applied(*gossip.View)
+	Acked(version uint64) []netd.NodeID
+}
+
+// Runtime runs tasks; *task.Runtime.
+type Runtime interface {
+	Check(task.Spec) error
+	Prepare(context.Context, task.Spec) (string, error)
+	Start(context.Context, string) error
+	Stop(context.Context, string) error
+	Remove(context.Context, string) error
+	List() []task.Status
+	Changed() <-chan struct{}
+}
+
+// Config is a Node's surroundings. All fields are needed but Upstreams.
+type Config struct {
+	Self netd.NodeID
+	Name string
+	// Addr is the VTEP's address, Port the swarm's VXLAN port.
+	Addr netip.Addr
+	Port uint16
+	// DataDir holds assignment.json; NetNSDir the pinned namespaces.
+	DataDir, NetNSDir string
+	Upstreams         []netip.AddrPort
+
+	Overlay  Overlay
+	Balancer Balancer
+	Resolver Resolver
+	Gossip   Gossip
+	Runtime  Runtime
+	// Report sends towards the managers; it never blocks.
+	Report func(dispatch.Report)
+	Log    *slog.Logger
+}
+
+// Node reconciles one host. Make it with Open; its owner runs Run.
+type Node struct {
+	Config
+	assigned atomic.Pointer[dispatch.Assignment]
+	desired  atomic.Pointer[Desired]
+	applied  atomic.Pointer[Applied]
+	changes  atomic.Int64
+	wake     chan struct{}
+
+	// Owned by Run's goroutine.
+	tasks   map[netd.TaskID]*progress
+	plugged map[netd.TaskID]bool
+	kept    *dispatch.Assignment // what assignment.json holds
+	told    uint64               // the generation last reported as applied
+	workers *errgroup.Group
+
+	busyMu sync.Mutex
+	busy   map[netd.TaskID]bool // guarded by busyMu: a worker is at the task
+}
+
+// Applied is the outcome of the last pass.
+type Applied struct {
+	At time.Time
+	// Generation is the assignment's that was applied.
+	Generation uint64
+	// Took is how long the pass was.
+	Took time.Duration
+	// Err is what could not be made so, or nil.
+	Err error
+}
+
+// progress is what the node must remember of a task between two passes. Losing
+// it (a restart) costs a second drain, nothing else.
+type progress struct {
+	draining     time.Time
+	version      uint64 // of our gossip entries, in which it is withdrawn
+	acknowledged time.Time
+	reported     swarm.TaskStatus
+	reportedAt   time.Time
+}
+
+// New returns a Node that has nothing to do until it is assigned something.
+func New(c Config) *Node {
+	return &Node{
+		Config: c, wake: make(chan struct{}, 1), tasks: map[netd.TaskID]*progress{},
+		plugged: map[netd.TaskID]bool{}, busy: map[netd.TaskID]bool{},
+	}
+}
+
+// Assign takes a new assignment and keeps it on disk, so that a restart without
+// managers goes on with it.
+func (n *Node) Assign(a dispatch.Assignment) {
+	n.assigned.Store(&a)
+	n.ring()
+}
+
+// Assignment returns the newest assignment, or nil before the first.
+func (n *Node) Assignment() *dispatch.Assignment { return n.assigned.Load() }
+
+// Desired returns what the last pass wanted of the kernel, or nil before it.
+func (n *Node) Desired() *Desired { return n.desired.Load() }
+
+// Applied returns the outcome of the last pass, or nil before it.
+func (n *Node) Applied() *Applied { return n.applied.Load() }
+
+// Changes counts what was changed in the kernel since New: none where a restart
+// found everything as it had left it.
+func (n *Node) Changes() int64 { return n.changes.Load() }
+
+func (n *Node) ring() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run reconciles until ctx ends. Tasks and the data path are left as they are.
+func (n *Node) Run(ctx context.Context) error {
+	workers, wctx := errgroup.WithContext(ctx)
+	n.workers = workers
+	ticker := time.NewTicker(sweep)
+	defer ticker.Stop()
+	soon := time.NewTimer(0)
+	defer soon.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), ignoreCanceled(workers.Wait()))
+		case <-n.wake:
+		case <-n.Gossip.Changed():
+		case <-n.Runtime.Changed():
+		case <-ticker.C:
+		case <-soon.C:
+		}
+		if !pause(ctx, settle) {
+			continue
+		}
+		if again := n.pass(wctx, time.Now()); again > 0 {
+			soon.Reset(again)
+		}
+	}
+}
+
+// pass looks at everything once and returns when to look again at the latest;
+// zero leaves that to the next event.
+func (n *Node) pass(ctx context.Context, now time.Time) time.Duration {
+	a := n.assigned.Load()
+	if a == nil {
+		return 0
+	}
+	n.keep(a)
+	view := n.Gossip.View()
+	statuses := map[netd.TaskID]task.Status{}
+	for _, s := range n.Runtime.List() {
+		statuses[netd.TaskID(s.ID)] = s
+	}
+	in, mtuErr := n.input(ctx, a, view, statuses)
+	desired := Compile(in)
+	n.desired.Store(&desired)
+	err := n.apply(ctx, desired)
+	n.notePlugged(in, err == nil)
+	again := n.step(ctx, a, statuses, now)
+	if err == nil {
+		n.Gossip.Applied(view)
+	}
+	err = errors.Join(err, mtuErr)
+	n.applied.Store(&Applied{At: now, Generation: a.Generation, Took: time.Since(now), Err: err})
+	if err == nil && n.told != a.Generation {
+		n.told = a.Generation
+		n.Report(dispatch.Report{Applied: a.Generation})
+	}
+	if err != nil {
+		n.Log.Error("apply the assignment", "generation", a.Generation, "err", err)
+		again = minPositive(again, time.Second)
+	}
+	return again
+}
+
+// keep saves an assignment that is new.
+func (n *Node) keep(a *dispatch.Assignment) {
+	if a == n.kept {
+		return
+	}
+	if err := save(n.DataDir, a); err != nil {
+		n.Log.Error("keep the assignment", "err", err)
+		return
+	}
+	n.kept = a
+}
+
+// apply makes the kernel and the resolver so. The order lets a name resolve only
+// after its path exists.
+func (n *Node) apply(ctx context.Context, d Desired) error {
+	ops, err := n.Overlay.Set(ctx, d.Overlay)
+	n.logOps("overlay", ops)
+	more, berr := n.Balancer.Set(ctx, d.Balancer)
+	n.logOps("balancer", more)
+	return errors.Join(wrap("set overlay", err), wrap("set balancer", berr), wrap("set names", n.Resolver.Set(ctx, d.DNS)))
+}
+
+func (n *Node) logOps(what string, ops []string) {
+	n.changes.Add(int64(len(ops)))
+	for _, op := range ops {
+		n.Log.Debug("changed the kernel", "part", what, "op", op)
+	}
+}
+
+// Drift compares what the last pass wanted with the kernel as it is now: one
+// line for each object that differs, none when all is well.
+func (n *Node) Drift(ctx context.Context) ([]string, error) {
+	d := n.desired.Load()
+	if d == nil {
+		return nil, netd.Errorf(netd.ErrUnavailable, "nothing has been assigned to this node yet; look at 'netd status'")
+	}
+	overlay, err := n.Overlay.Diff(d.Overlay)
+	balancer, berr := n.Balancer.Diff(ctx, d.Balancer)
+	return append(overlay, balancer...), errors.Join(wrap("compare overlay", err), wrap("compare balancer", berr))
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func ignoreCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// pause waits for d and says whether ctx is still alive then.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func minPositive(a, b time.Duration) time.Duration {
+	if a == 0 || b < a {
+		return b
+	}
+	return a
+}
