@@ -5,6 +5,7 @@ package task
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -44,10 +45,10 @@ func (n node) killedDaemon(t *testing.T, s Spec) int {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
-	cmd.Process.Kill()
-	cmd.Wait()
+	killErr := cmd.Process.Kill()
+	_ = cmd.Wait() // "signal: killed"
 	pid, atoiErr := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil || atoiErr != nil {
+	if err := errors.Join(err, atoiErr, killErr); err != nil {
 		t.Fatalf("the daemon said %q: %v", line, err)
 	}
 	return pid
@@ -60,7 +61,11 @@ func subreaper(t *testing.T) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) })
+	t.Cleanup(func() {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // A task survives the SIGKILL of its daemon, with the connections to it; the next
@@ -111,8 +116,9 @@ func TestRootAdopt(t *testing.T) {
 	untilOutput(t, stExits, "ready")
 	before := until(t, a, healthy.ID, func(s Status) bool { return s.Health == HealthHealthy })
 	stop()
-	unix.Kill(stExits.Pid, unix.SIGUSR1)
-	unix.Kill(stLost.Pid, unix.SIGKILL)
+	if err := errors.Join(unix.Kill(stExits.Pid, unix.SIGUSR1), unix.Kill(stLost.Pid, unix.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
 	nettest.Eventually(t, 10*time.Second, "exit status", func() error {
 		_, err := os.Stat(filepath.Join(n.data, "tasks", exits.ID, exitFile))
 		return err
@@ -151,7 +157,9 @@ func TestRootInitKilled(t *testing.T) {
 	r, _ := newNode(t).runs(t)
 	s := helperSpec(t, "signals")
 	st := begins(t, r, s)
-	unix.Kill(st.Pid, unix.SIGKILL)
+	if err := unix.Kill(st.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 	if got := until(t, r, s.ID, ended); got.Phase != Failed || got.ExitCode != 137 || got.Err == "" {
 		t.Errorf("got %+v", got)
 	}

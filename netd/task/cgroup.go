@@ -44,7 +44,7 @@ func findCgroups() cgroups {
 		}
 		parent := filepath.Join(m.Mountpoint, groupsName)
 		if err := os.Mkdir(parent, 0o755); err == nil || errors.Is(err, fs.ErrExist) {
-			unix.Rmdir(parent) // busy while there are tasks
+			_ = unix.Rmdir(parent) // busy while there are tasks
 			return cgroups(m.Mountpoint)
 		}
 	}
@@ -141,10 +141,8 @@ func (c cgroups) kill(id string) {
 	if c == "" {
 		return
 	}
-	if file, err := os.OpenFile(filepath.Join(c.path(id), "cgroup.kill"), os.O_WRONLY, 0); err == nil {
-		file.WriteString("1")
-		file.Close()
-	}
+	// Where it does not work, removing the cgroup says so.
+	_ = os.WriteFile(filepath.Join(c.path(id), "cgroup.kill"), []byte("1"), 0)
 }
 
 // outOfMemory says whether the kernel killed a process of the task for its limit.
@@ -174,7 +172,7 @@ func (c cgroups) remove(id string) error {
 		err := unix.Rmdir(c.path(id))
 		switch {
 		case err == nil || errors.Is(err, unix.ENOENT):
-			unix.Rmdir(filepath.Join(string(c), groupsName)) // busy while others use it
+			_ = unix.Rmdir(filepath.Join(string(c), groupsName)) // busy while others use it
 			return nil
 		case !errors.Is(err, unix.EBUSY) || time.Since(begin) > patience:
 			return fmt.Errorf("remove cgroup %q: %w", c.path(id), err)

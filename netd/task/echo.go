@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -192,8 +193,14 @@ func (s *echo) close() {
 func (s *echo) run(ctx context.Context) error {
 	var serving sync.WaitGroup
 	server := s.server(context.WithoutCancel(ctx))
+	ctx, broken := context.WithCancelCause(ctx)
+	defer broken(nil)
 	for _, l := range s.http {
-		serving.Go(func() { server.Serve(l) })
+		serving.Go(func() {
+			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				broken(&serveError{err})
+			}
+		})
 	}
 	for _, p := range s.packets {
 		serving.Go(func() { s.servePackets(p) })
@@ -213,8 +220,18 @@ func (s *echo) run(ctx context.Context) error {
 	s.close()
 	s.endLines()
 	serving.Wait()
+	var failed *serveError
+	if errors.As(context.Cause(ctx), &failed) {
+		return failed
+	}
 	return err
 }
+
+// serveError is why a server ended by itself.
+type serveError struct{ err error }
+
+func (e *serveError) Error() string { return "serve HTTP: " + e.err.Error() }
+func (e *serveError) Unwrap() error { return e.err }
 
 func (s *echo) isLeaving() bool {
 	s.mu.Lock()

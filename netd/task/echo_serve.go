@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -54,7 +55,7 @@ func client(r *http.Request) net.Addr {
 }
 
 func (s *echo) serveLine(w http.ResponseWriter, r *http.Request) {
-	io.WriteString(w, s.who.line(client(r))+"\n")
+	fmt.Fprintln(w, s.who.line(client(r)))
 }
 
 func (s *echo) serveJSON(w http.ResponseWriter, r *http.Request) {
@@ -205,7 +206,7 @@ func number(q url.Values, key string, otherwise int) (int, error) {
 
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(v)
+	_ = json.NewEncoder(w).Encode(v) // the client may be gone
 }
 
 // servePackets answers each datagram with the line that HTTP gives, a space, and

@@ -50,11 +50,13 @@ func Init([]string) int {
 	runtime.LockOSThread()
 	reply := os.NewFile(replyFD, "reply")
 	closeOnExec()
-	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	unix.Umask(0o022)
 	dir, err := os.OpenRoot(".")
+	if err == nil {
+		err = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	}
 	if err != nil {
-		reply.WriteString(err.Error())
+		tell(reply, err.Error())
 		return failedStart
 	}
 	// From here on no signal is lost: pid 1 gets none that it does not handle.
@@ -66,14 +68,13 @@ func Init([]string) int {
 		if !errors.Is(err, errGivenUp) {
 			err = errors.Join(err, putRecord(dir, exitFile, exit))
 		}
-		reply.WriteString(err.Error())
+		tell(reply, err.Error())
 		return exit.Code
 	}
-	reply.WriteString(startedMessage)
-	reply.Close()
+	tell(reply, startedMessage)
 	go func() { // as long as this process
 		for sig := range signals {
-			unix.Kill(pid, sig.(syscall.Signal))
+			_ = unix.Kill(pid, sig.(syscall.Signal))
 		}
 	}()
 	exit := reapUntil(pid)
@@ -83,11 +84,17 @@ func Init([]string) int {
 	return exit.Code
 }
 
+// tell answers the daemon, which may be dead by now: then nobody needs to know.
+func tell(reply *os.File, message string) {
+	_, _ = reply.WriteString(message)
+	_ = reply.Close()
+}
+
 // closeOnExec keeps every open file but the standard streams from what this
 // process starts, also those that it inherited itself. A kernel before 5.11
 // refuses; there the Go runtime's own care has to do.
 func closeOnExec() {
-	unix.CloseRange(replyFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+	_ = unix.CloseRange(replyFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 }
 
 var errGivenUp = errors.New("the daemon gave this start up")

@@ -33,9 +33,13 @@ func (r *Runtime) acquire(ctx context.Context, id string) (*entry, error) {
 			return nil, nil
 		}
 		select {
-		case e.turn <- struct{}{}:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		case e.turn <- struct{}{}: // also when ctx is done, so that a new entry is never left half made
+		default:
+			select {
+			case e.turn <- struct{}{}:
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
 		}
 		r.mu.Lock()
 		current := r.tasks[id] == e // it may have been removed while we waited
@@ -203,15 +207,15 @@ func (r *Runtime) launch(e *entry, group *os.File) (p *process, reply *os.File, 
 		return nil, nil, fmt.Errorf("make init process: %w", err)
 	}
 	pid := cmd.Process.Pid
-	cmd.Process.Release() // it is reaped by its pidfd
+	_ = cmd.Process.Release() // it is reaped by its pidfd
 	if pidfd < 0 {
-		unix.Kill(pid, unix.SIGKILL)
+		_ = unix.Kill(pid, unix.SIGKILL)
 		reply.Close()
 		return nil, nil, netd.Errorf(netd.ErrUnsupported, "the kernel gave no pidfd (Linux 5.4 or newer is needed)")
 	}
 	p, err = newProcess(pid, pidfd)
 	if err != nil {
-		unix.Kill(pid, unix.SIGKILL)
+		_ = unix.Kill(pid, unix.SIGKILL)
 		reply.Close()
 	}
 	return p, reply, err
@@ -219,10 +223,10 @@ func (r *Runtime) launch(e *entry, group *os.File) (p *process, reply *os.File, 
 
 // hear waits for the init process to say that the command runs.
 func (r *Runtime) hear(ctx context.Context, e *entry, reply *os.File) error {
-	defer context.AfterFunc(ctx, func() { reply.SetReadDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { _ = reply.SetReadDeadline(time.Unix(1, 0)) })()
 	message, err := io.ReadAll(io.LimitReader(reply, 4096))
 	if err == nil && string(message) != startedMessage {
-		if err := e.process.wait(ctx); err != nil {
+		if err := e.process.wait(context.WithoutCancel(ctx)); err != nil { // it ends right after its word
 			return err
 		}
 		r.finish(e)

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,9 +43,21 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// runTests fails if a test leaves a goroutine or the handle of a process behind.
 func runTests(m *testing.M) int {
 	defer removeBuilt()
-	return m.Run()
+	if code := m.Run(); code != 0 {
+		return code
+	}
+	return run(func() error {
+		files, err := os.ReadDir("/proc/self/fd")
+		for _, file := range files {
+			if target, _ := os.Readlink("/proc/self/fd/" + file.Name()); strings.Contains(target, "pidfd") {
+				err = errors.Join(err, fmt.Errorf("descriptor %s is left: %s", file.Name(), target))
+			}
+		}
+		return errors.Join(err, goleak.Find())
+	})
 }
 
 // staticBinary returns a binary that runs in a task's root, where no libraries
@@ -99,7 +112,9 @@ func helper(name string, args []string) int {
 	case "die":
 		n, _ := strconv.Atoi(args[0])
 		signal.Reset()
-		unix.Kill(os.Getpid(), syscall.Signal(n))
+		if err := unix.Kill(os.Getpid(), syscall.Signal(n)); err != nil {
+			return 65
+		}
 		select {}
 	case "look":
 		return look(args)
@@ -170,8 +185,7 @@ func look(args []string) int {
 	}
 	s.SysRq = fmt.Sprint(os.WriteFile("/proc/sysrq-trigger", nil, 0))
 	s.SysWrite = fmt.Sprint(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
-	json.NewEncoder(os.Stdout).Encode(s)
-	return 0
+	return run(func() error { return json.NewEncoder(os.Stdout).Encode(s) })
 }
 
 // orphans makes processes that lose their parent and end, and returns 0 when none
@@ -197,7 +211,9 @@ func orphans() int {
 // daemon prepares and starts a task and waits to be killed.
 func daemon(args []string) int {
 	var s Spec
-	json.Unmarshal([]byte(args[2]), &s)
+	if err := json.Unmarshal([]byte(args[2]), &s); err != nil {
+		return 65
+	}
 	ctx := context.Background()
 	return run(func() error {
 		r, err := Open(Config{DataDir: args[0], RunDir: args[1], Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})

@@ -112,7 +112,7 @@ func (p *process) wait(ctx context.Context) error {
 	}
 	file := os.NewFile(uintptr(dup), "pidfd")
 	defer file.Close()
-	defer context.AfterFunc(ctx, func() { file.SetReadDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) })()
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("wait for process %d: %w", p.pid, err)
@@ -135,8 +135,8 @@ func exited(fd uintptr) bool {
 
 // reap frees the process's entry in the process table if it is a child of ours.
 func (p *process) reap() {
-	p.control(func(fd int) {
-		unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG, nil)
+	_ = p.control(func(fd int) {
+		_ = unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG, nil)
 	})
 }
 
