@@ -68,8 +68,10 @@ func New(c Config) *Orchestrator {
 
 const (
 	// passPause is the least time between two passes, so that a burst of reports
-	// costs few of them.
+	// costs few of them; it is also at least twice what the last one took, so that
+	// a large swarm leaves the machine most of its time, but not above maxPause.
 	passPause = 5 * time.Millisecond
+	maxPause  = 250 * time.Millisecond
 	// retryPause is how long a pass that failed waits for the next.
 	retryPause = time.Second
 	// maxStall is how late a pass may be before this manager is taken to have
@@ -98,6 +100,7 @@ func (o *Orchestrator) decide(ctx context.Context) error {
 			o.log.Warn("this manager stood still: the nodes get time to be heard of", "late", late)
 			o.forgetBeats()
 		}
+		began := time.Now()
 		switch now := o.store.Leading(); {
 		case now && !leading:
 			leading = true
@@ -108,7 +111,7 @@ func (o *Orchestrator) decide(ctx context.Context) error {
 			leading = false
 			next = time.Time{}
 		}
-		if !sleep(ctx, passPause) {
+		if !sleep(ctx, min(max(passPause, 2*time.Since(began)), maxPause)) {
 			return nil
 		}
 		if !o.wait(ctx, bell, next) {

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -23,7 +24,8 @@ type projection struct {
 	nodes     map[string]*swarm.Node
 	networks  map[string]netd.Network
 	services  map[string][]netd.Service  // by network
-	endpoints map[string][]netd.Endpoint // by network
+	endpoints map[string][]netd.Endpoint // by network, sorted by task as the store is
+	hosts     map[string]map[string]bool // by network, the nodes of its endpoints
 	peers     []netip.AddrPort
 	managers  []string
 }
@@ -35,6 +37,7 @@ func newProjection(tx *store.Tx) *projection {
 		networks:  map[string]netd.Network{},
 		services:  map[string][]netd.Service{},
 		endpoints: map[string][]netd.Endpoint{},
+		hosts:     map[string]map[string]bool{},
 	}
 	for _, n := range tx.Nodes() {
 		pr.nodes[n.ID] = n
@@ -100,6 +103,10 @@ func (pr *projection) addEndpoints(t *swarm.Task, service string) {
 		if len(at.Addresses) == 0 {
 			continue
 		}
+		if pr.hosts[at.Network.ID] == nil {
+			pr.hosts[at.Network.ID] = map[string]bool{}
+		}
+		pr.hosts[at.Network.ID][t.NodeID] = true
 		pr.endpoints[at.Network.ID] = append(pr.endpoints[at.Network.ID], netd.Endpoint{
 			Network: netd.NetworkID(at.Network.ID),
 			Task:    netd.TaskID(t.ID),
@@ -169,9 +176,7 @@ func (pr *projection) snapshot(self *swarm.Node, networks []string) netd.Snapsho
 		s.Networks = append(s.Networks, n)
 		s.Services = append(s.Services, pr.services[id]...)
 		s.Endpoints = append(s.Endpoints, pr.endpoints[id]...)
-		for _, e := range pr.endpoints[id] {
-			hosts[string(e.Node)] = true
-		}
+		maps.Copy(hosts, pr.hosts[id])
 	}
 	for _, id := range sortedKeys(hosts) {
 		n := pr.nodes[id]
@@ -180,6 +185,9 @@ func (pr *projection) snapshot(self *swarm.Node, networks []string) netd.Snapsho
 			continue
 		}
 		s.Nodes = append(s.Nodes, netd.Node{ID: netd.NodeID(id), Name: n.Description.Hostname, Addr: addr})
+	}
+	if len(s.Networks) < 2 {
+		return s // sorted already
 	}
 	slices.SortFunc(s.Services, func(a, b netd.Service) int {
 		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Network, b.Network))

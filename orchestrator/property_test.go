@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"netd"
+	"netd/orchestrator/scheduler"
 	"pgregory.net/rapid"
 )
 
@@ -85,6 +86,12 @@ func (w *world) actions() map[string]func(*rapid.T) {
 			a := rapid.SampledFrom([]swarm.NodeAvailability{"active", "active", "pause", "drain"}).Draw(t, "availability")
 			w.setAvailability(draw(t, "node", w.nodes()), a)
 		},
+		"label": func(t *rapid.T) {
+			n, err := w.o.GetNode(w.ctx, draw(t, "node", w.nodes()))
+			w.must(err)
+			n.Spec.Labels = map[string]string{"zone": draw(t, "zone", []string{"x", "y"})}
+			w.must(w.o.UpdateNode(w.ctx, n.ID, n.Version.Index, n.Spec))
+		},
 		"cut":     func(t *rapid.T) { w.cut[draw(t, "node", w.nodes())] = true },
 		"heal":    func(t *rapid.T) { delete(w.cut, draw(t, "node", w.nodes())) },
 		"restart": func(t *rapid.T) { w.restart() },
@@ -115,6 +122,10 @@ func (w *world) draw(t *rapid.T, s *swarm.ServiceSpec) {
 	s.EndpointSpec = &swarm.EndpointSpec{Mode: "vip"}
 	for range rapid.IntRange(0, 2).Draw(t, "ports") {
 		s.EndpointSpec.Ports = append(s.EndpointSpec.Ports, swarm.PortConfig{TargetPort: 80})
+	}
+	s.TaskTemplate.Placement = nil
+	if zone := rapid.SampledFrom([]string{"", "", "x", "y"}).Draw(t, "constraint"); zone != "" {
+		s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.labels.zone==" + zone}}
 	}
 	s.UpdateConfig = &swarm.UpdateConfig{
 		Parallelism:   rapid.Uint64Range(0, 2).Draw(t, "parallelism"),
@@ -168,12 +179,19 @@ func (w *world) checkConverged() {
 					w.t.Fatalf("service %s: task %s hangs in %s\n%s", s.Spec.Name, t.ID, t.Status.State, w.tasks())
 				}
 			case len(all) == 0 && p.finished(s, sl):
-				filled++
+				if n := tx.Node(sl.key.node); n == nil || scheduler.Suits(n, s.Spec.TaskTemplate.Placement) {
+					filled++
+				}
 			case len(all) > 0:
 				w.t.Fatalf("service %s: slot %v has %d tasks\n%s", s.Spec.Name, sl.key, len(all), w.tasks())
 			}
 		}
-		want := len(tx.Nodes())
+		want := 0
+		for _, n := range tx.Nodes() {
+			if scheduler.Suits(n, s.Spec.TaskTemplate.Placement) {
+				want++
+			}
+		}
 		if s.Spec.Mode.Replicated != nil {
 			want = replicas(s)
 		}

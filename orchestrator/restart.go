@@ -19,7 +19,7 @@ const (
 // them, and makes the next one where the restart policy says so.
 func (p *pass) restart(s *swarm.Service, sl *slot) {
 	for _, t := range sl.wanted() {
-		moves := p.moves(t)
+		moves := p.moves(s, t)
 		if !moves && !terminal(t) {
 			continue
 		}
@@ -27,6 +27,9 @@ func (p *pass) restart(s *swarm.Service, sl *slot) {
 			// It failed before it was to start, as one whose image does not exist:
 			// another would too. Without the wait that were a tight loop.
 			p.at(startAfter(t))
+			continue
+		}
+		if moves && p.handsOver(s, sl, t) {
 			continue
 		}
 		p.desire(sl, t, swarm.TaskStateShutdown)
@@ -43,8 +46,9 @@ func (p *pass) restart(s *swarm.Service, sl *slot) {
 }
 
 // moves reports whether the task's node can no longer keep it: the node is gone,
-// down or drained, or its labels no longer satisfy the task's constraints.
-func (p *pass) moves(t *swarm.Task) bool {
+// down or drained, or its labels no longer satisfy the constraints. Those of a new
+// spec are an update's to enforce, at its own pace.
+func (p *pass) moves(s *swarm.Service, t *swarm.Task) bool {
 	if t.NodeID == "" || terminal(t) && p.tx.Node(t.NodeID) != nil {
 		return false
 	}
@@ -52,7 +56,27 @@ func (p *pass) moves(t *swarm.Task) bool {
 	if n == nil || n.Status.State == swarm.NodeStateDown || n.Spec.Availability == swarm.NodeAvailabilityDrain {
 		return true
 	}
-	return !satisfies(n, t.Spec.Placement)
+	return !satisfies(n, t.Spec.Placement) || !updating(s) && !paused(s) && !satisfies(n, s.Spec.TaskTemplate.Placement)
+}
+
+// handsOver keeps a task that has to leave a live node until another one runs in
+// its place, where the service's update order says that two may run at once; then
+// supersede ends it. It makes that other one. Without it a service of one replica
+// is away while its node is drained.
+func (p *pass) handsOver(s *swarm.Service, sl *slot, t *swarm.Task) bool {
+	n := p.tx.Node(t.NodeID)
+	if n == nil || n.Status.State != swarm.NodeStateReady || sl.key.node != "" || t.Status.State != swarm.TaskStateRunning ||
+		configDefaults(s.Spec.UpdateConfig).Order != swarm.UpdateOrderStartFirst || !mayRestart(sl, t) {
+		return false
+	}
+	if len(sl.wanted()) == 1 {
+		var start time.Time
+		if last := sl.tasks[0]; ended(last) {
+			start = nextStart(last)
+		}
+		p.newTask(s, sl, swarm.TaskStateReady, start)
+	}
+	return true
 }
 
 // satisfies reports whether the node meets the placement's constraints.

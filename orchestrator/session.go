@@ -4,6 +4,7 @@ import (
 	"context"
 	"reflect"
 	"sync"
+	"time"
 
 	"netd"
 	"netd/dispatch"
@@ -107,15 +108,17 @@ func (s *session) sendLocked(a dispatch.Assignment) {
 func (o *Orchestrator) tell(ctx context.Context) error {
 	defer o.sessions.end()
 	bell := o.store.Watch(ctx)
+	var took time.Duration
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-bell:
 		}
-		if !sleep(ctx, pushPause) {
+		if !sleep(ctx, min(max(pushPause, 2*took), maxPause)) {
 			return nil
 		}
+		began := time.Now()
 		if !o.store.Leading() {
 			o.sessions.end()
 			continue
@@ -123,5 +126,6 @@ func (o *Orchestrator) tell(ctx context.Context) error {
 		if o.sessions.len() > 0 {
 			o.sessions.update(newProjection(o.store.View()).assignment)
 		}
+		took = time.Since(began)
 	}
 }

@@ -86,7 +86,8 @@ type rollout struct {
 // is, which is all in the store, and takes the next step.
 func (p *pass) update(s *swarm.Service, slots []*slot) {
 	if !updating(s) {
-		if paused(s) || !slices.ContainsFunc(slots, func(sl *slot) bool { return len(p.outdated(s, sl)) > 0 }) {
+		stays := func(t *swarm.Task) bool { return !p.moves(s, t) } // what moves is not an update's
+		if paused(s) || !slices.ContainsFunc(slots, func(sl *slot) bool { return slices.ContainsFunc(p.outdated(s, sl), stays) }) {
 			return
 		}
 		s = p.setUpdate(s, swarm.UpdateStateUpdating, messageUpdating)

@@ -84,7 +84,7 @@ func (w *world) hostNode(id string, ms *swarm.ManagerStatus) swarm.Node {
 // restart replaces the orchestrator by a new one, which remembers nothing.
 func (w *world) restart() {
 	w.o = New(Config{Store: w.store, Log: slog.New(slog.DiscardHandler)})
-	w.o.newID = func() string { w.ids++; return fmt.Sprintf("t%d", w.ids) }
+	w.o.newID = func() string { w.ids++; return fmt.Sprintf("t%03d", w.ids) }
 }
 
 func (w *world) must(err error) {
