@@ -128,7 +128,7 @@ func TestRootManyTasks(t *testing.T) {
 		}
 	}
 	t.Logf("%d tasks: started in %s, healthy in %s", many, started.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
-	if took := time.Since(began); took > 20*time.Second { // 1 s is the aim; an emulated machine is slower
+	if took := time.Since(began); took > time.Minute { // 1 s is the aim; a busy machine that is emulated has taken 15
 		t.Errorf("took %s", took)
 	}
 	var stopping sync.WaitGroup
