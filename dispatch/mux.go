@@ -181,10 +181,57 @@ func (q *queue) Close() error {
 // Addr returns the address of the port.
 func (q *queue) Addr() net.Addr { return q.addr }
 
-// raftLayer is raft's share of the port.
+// raftLayer is raft's share of the port. Its Close also closes the connections
+// that it has accepted: raft's own transport leaves them open.
 type raftLayer struct {
 	*queue
 	server *Server
+
+	mu   sync.Mutex
+	open map[*raftConn]struct{} // nil once closed
+}
+
+// raftConn is an accepted connection of raft.
+type raftConn struct {
+	net.Conn
+	layer *raftLayer
+}
+
+// Accept returns the next connection of another manager.
+func (l *raftLayer) Accept() (net.Conn, error) {
+	conn, err := l.queue.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &raftConn{conn, l}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open == nil {
+		return nil, errors.Join(net.ErrClosed, conn.Close())
+	}
+	l.open[c] = struct{}{}
+	return c, nil
+}
+
+// Close closes the connection.
+func (c *raftConn) Close() error {
+	c.layer.mu.Lock()
+	delete(c.layer.open, c)
+	c.layer.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// Close ends Accept and all accepted connections.
+func (l *raftLayer) Close() error {
+	l.mu.Lock()
+	open := l.open
+	l.open = nil
+	l.mu.Unlock()
+	err := l.queue.Close()
+	for c := range open {
+		c.Conn.Close() // raft hears of it by its next read
+	}
+	return err
 }
 
 // Dial connects to the raft of the manager at the address.

@@ -62,7 +62,7 @@ func NewServer(c Config) *Server {
 		c.Heartbeat = defaultHeartbeat
 	}
 	s := &Server{c: c, joins: rate.NewLimiter(joinsPerSecond, joinsAtOnce), sessions: make(map[netd.NodeID]*session)}
-	s.raft = &raftLayer{queue: newQueue(c.Listener.Addr()), server: s}
+	s.raft = &raftLayer{queue: newQueue(c.Listener.Addr()), server: s, open: make(map[*raftConn]struct{})}
 	s.SetTLS(c.TLS)
 	if c.Manager != nil {
 		s.SetManager(c.Manager)

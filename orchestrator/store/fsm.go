@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-memdb"
 	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
 
 	"netd"
 )
@@ -35,6 +38,12 @@ type fsm struct {
 	db   atomic.Pointer[memdb.MemDB]
 	ring func()
 
+	// since counts the bytes applied since the last snapshot; full gets a token
+	// when they reach limit.
+	since atomic.Int64
+	limit int64
+	full  chan struct{}
+
 	// broken is closed when this replica met an entry that it cannot apply.
 	broken chan struct{}
 	fail   sync.Once
@@ -46,7 +55,7 @@ func newFSM(ring func()) (*fsm, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fsm{ring: ring, broken: make(chan struct{})}
+	f := &fsm{ring: ring, limit: snapshotBytes, full: make(chan struct{}, 1), broken: make(chan struct{})}
 	f.db.Store(db)
 	return f, nil
 }
@@ -95,6 +104,12 @@ func (f *fsm) Apply(l *raft.Log) any {
 	}
 	txn.Commit()
 	f.ring()
+	if f.since.Add(int64(len(l.Data))) >= f.limit {
+		select {
+		case f.full <- struct{}{}:
+		default:
+		}
+	}
 	return nil
 }
 
@@ -111,6 +126,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err := f.failure(); err != nil {
 		return nil, err
 	}
+	f.since.Store(0)
 	return &snapshot{tx: &Tx{txn: f.db.Load().Txn(false)}}, nil
 }
 
@@ -209,15 +225,23 @@ func decodeEntry(data []byte) (term uint64, changes []change, err error) {
 	if n, err := fmt.Sscanf(string(header)+"\n", entryHeader, &term); n != 1 || err != nil {
 		return 0, nil, fmt.Errorf("decode entry: unknown format: it was written by a newer netd; upgrade this node")
 	}
-	changes = make([]change, 0, bytes.Count(rest, []byte{'\n'}))
-	for line := range bytes.Lines(rest) {
-		c, err := decodeChange(line)
-		if err != nil {
-			return 0, nil, err
-		}
-		changes = append(changes, c)
+	lines := slices.Collect(bytes.Lines(rest))
+	changes = make([]change, len(lines))
+	// Decoding is most of the work of a large entry: every processor does a part.
+	part := max(1000, len(lines)/runtime.GOMAXPROCS(0)+1)
+	var group errgroup.Group
+	for from := 0; from < len(lines); from += part {
+		group.Go(func() error {
+			for i := from; i < min(from+part, len(lines)); i++ {
+				var err error
+				if changes[i], err = decodeChange(lines[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
-	return term, changes, nil
+	return term, changes, group.Wait()
 }
 
 func writeChange(b *bufio.Writer, c change) error {

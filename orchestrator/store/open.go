@@ -30,8 +30,6 @@ const (
 	peerTimeout = 450 * time.Millisecond
 	// rpcTimeout bounds one exchange between managers.
 	rpcTimeout = 10 * time.Second
-	// cachedEntries of the log are kept in memory for followers that lag a little.
-	cachedEntries = 128
 )
 
 // Open opens the store in c.Dir, or makes an empty one. Files that are damaged,
@@ -82,15 +80,11 @@ func openLocked(c Config) (*Store, error) {
 			return nil, errors.Join(fmt.Errorf("open store: %w", err), db.db.Close())
 		}
 	}
-	cached, err := raft.NewLogCache(cachedEntries, db)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open store: %w", err), db.db.Close())
-	}
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: advertised{c.Layer, addr(c.Addr)}, MaxPool: 3, Timeout: rpcTimeout, Logger: raftLogger(c.Log),
 	})
 	s, err := start(c, parts{
-		logs: cached, stable: db, snapshots: snapshots, transport: transport, timeout: peerTimeout,
+		logs: db, stable: db, snapshots: snapshots, transport: transport, timeout: peerTimeout,
 		files: []func() error{transport.Close, db.db.Close},
 	})
 	if err != nil {

@@ -40,10 +40,11 @@ func start(c Config, p parts) (*Store, error) {
 }
 
 // Snapshots are taken every snapshotEntries entries; keepEntries stay in the log
-// behind each, so that a follower which is a little late needs no snapshot. The
-// figures are swarmkit's.
+// behind each, so that a follower which is a little late needs no snapshot. These
+// figures are swarmkit's. Large entries make for a snapshot after snapshotBytes.
 const (
 	snapshotEntries = 10000
+	snapshotBytes   = 32 << 20
 	keepEntries     = 500
 )
 

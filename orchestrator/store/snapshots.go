@@ -184,15 +184,20 @@ func (w *snapshotSink) ID() string { return w.id }
 
 // Write adds to the state.
 func (w *snapshotSink) Write(p []byte) (int, error) {
-	w.buf = append(w.buf, p...)
-	// A full chunk stays until more follows: the last one must be known as such.
-	for len(w.buf) > snapshotChunk {
-		if err := w.flush(w.buf[:snapshotChunk], false); err != nil {
-			return 0, err
+	written := len(p)
+	for len(p) > 0 {
+		// A full chunk waits until more follows: the last one must be known as such.
+		if len(w.buf) == snapshotChunk {
+			if err := w.flush(w.buf, false); err != nil {
+				return 0, err
+			}
+			w.buf = w.buf[:0]
 		}
-		w.buf = append(w.buf[:0], w.buf[snapshotChunk:]...)
+		n := min(snapshotChunk-len(w.buf), len(p))
+		w.buf = append(w.buf, p[:n]...)
+		p = p[n:]
 	}
-	return len(p), nil
+	return written, nil
 }
 
 func (w *snapshotSink) flush(chunk []byte, last bool) error {

@@ -10,6 +10,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
 
 	"netd"
 )
@@ -75,10 +77,17 @@ func (s *Store) Bootstrap() error {
 // returns early when this replica cannot go on, such as with an entry that a
 // newer netd wrote.
 func (s *Store) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.followLeadership(ctx) })
+	group.Go(func() error { return s.shortenLog(ctx) })
+	return errors.Join(group.Wait(), s.Close())
+}
+
+func (s *Store) followLeadership(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return s.Close()
+			return nil
 		case <-s.fsm.broken:
 			return fmt.Errorf("run store: %w", s.fsm.failure())
 		case leader := <-s.raft.LeaderCh():
@@ -86,6 +95,22 @@ func (s *Store) Run(ctx context.Context) error {
 				s.takeOver(ctx)
 			}
 			s.bells.ring()
+		}
+	}
+}
+
+// shortenLog takes a snapshot whenever the log has become large; raft itself
+// counts entries only.
+func (s *Store) shortenLog(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.fsm.full:
+			err := await(ctx, func() error { return s.raft.Snapshot().Error() })
+			if err != nil && ctx.Err() == nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+				s.log.Warn("no snapshot of the swarm's store", "err", err)
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/go-memdb"
@@ -12,8 +13,7 @@ import (
 const (
 	indexID      = "id"
 	indexName    = "name"
-	indexService = "service"
-	indexSlot    = "slot"
+	indexService = "service" // of tasks: by service and slot
 	indexNode    = "node"
 )
 
@@ -32,26 +32,28 @@ func (x index) FromObject(raw any) (bool, []byte, error) {
 	return ok, terminated(k), nil
 }
 
-// FromArgs returns the value to look up for the one string in args.
+// FromArgs returns the value to look up for the parts of a key in args.
 func (x index) FromArgs(args ...any) ([]byte, error) {
-	if len(args) != 1 {
-		return nil, fmt.Errorf("look up %d values: want one", len(args))
+	var k []byte
+	for _, arg := range args {
+		part, ok := arg.(string)
+		if !ok {
+			return nil, fmt.Errorf("look up a %T: want a string", arg)
+		}
+		k = append(k, terminated(part)...)
 	}
-	k, ok := args[0].(string)
-	if !ok {
-		return nil, fmt.Errorf("look up a %T: want a string", args[0])
-	}
-	return terminated(k), nil
+	return k, nil
 }
 
-// terminated ends a key with a zero byte, so that no key is a prefix of another.
-func terminated(key string) []byte { return append([]byte(key), 0) }
+// PrefixFromArgs returns what all values begin with whose first parts are args.
+func (x index) PrefixFromArgs(args ...any) ([]byte, error) { return x.FromArgs(args...) }
+
+// terminated ends a part of a key with a zero byte, so that no part is a prefix
+// of another.
+func terminated(part string) []byte { return append([]byte(part), 0) }
 
 // foldName makes names that differ in case only the same name, as DNS does.
 func foldName(name string) string { return strings.ToLower(name) }
-
-// slotKey is a service's slot in the slot index.
-func slotKey(service string, slot int) string { return fmt.Sprintf("%s\x00%d", service, slot) }
 
 func task(r *record) *swarm.Task {
 	t, _ := r.obj.(*swarm.Task)
@@ -81,12 +83,9 @@ func newTables() (*memdb.MemDB, error) {
 
 func addTaskIndexes(t *memdb.TableSchema) {
 	t.Indexes[indexService] = &memdb.IndexSchema{Name: indexService, Indexer: index{func(r *record) (string, bool) {
-		return task(r).ServiceID, true
+		return task(r).ServiceID + "\x00" + strconv.Itoa(task(r).Slot), true
 	}}}
 	t.Indexes[indexNode] = &memdb.IndexSchema{Name: indexNode, Indexer: index{func(r *record) (string, bool) {
 		return task(r).NodeID, true
-	}}}
-	t.Indexes[indexSlot] = &memdb.IndexSchema{Name: indexSlot, AllowMissing: true, Indexer: index{func(r *record) (string, bool) {
-		return slotKey(task(r).ServiceID, task(r).Slot), task(r).Slot != 0
 	}}}
 }

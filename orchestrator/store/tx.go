@@ -1,6 +1,9 @@
 package store
 
 import (
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -74,12 +77,14 @@ func (tx *Tx) Tasks() []*swarm.Task { return list[swarm.Task](tx, kindTask, inde
 
 // TasksByService returns the tasks of the service.
 func (tx *Tx) TasksByService(id string) []*swarm.Task {
-	return list[swarm.Task](tx, kindTask, indexService, id)
+	all := list[swarm.Task](tx, kindTask, indexService+"_prefix", id)
+	slices.SortFunc(all, func(a, b *swarm.Task) int { return strings.Compare(a.ID, b.ID) })
+	return all
 }
 
 // TasksBySlot returns the tasks that are or were in the service's slot.
 func (tx *Tx) TasksBySlot(service string, slot int) []*swarm.Task {
-	return list[swarm.Task](tx, kindTask, indexSlot, slotKey(service, slot))
+	return list[swarm.Task](tx, kindTask, indexService, service, strconv.Itoa(slot))
 }
 
 // TasksByNode returns the tasks of the node; of the empty ID, those of no node yet.
