@@ -260,6 +260,6 @@ func TestStandstill(t *testing.T) {
 			t.Errorf("a minute of silence later: got %s, want down", got)
 		}
 		cancel()
-		<-done
+		w.must(<-done)
 	})
 }

@@ -40,7 +40,7 @@ type world struct {
 	// or stopping, by its node.
 	seen  map[string]int
 	began map[string]time.Time
-	// unordered makes map iteration of the agents a draw of the test.
+	// failing tasks end by themselves.
 	failing map[string]bool
 }
 
@@ -55,7 +55,12 @@ func newWorld(t tester) *world {
 	w := &world{
 		t: t, ctx: ctx, store: st,
 		cut: map[string]bool{}, seen: map[string]int{}, began: map[string]time.Time{}, failing: map[string]bool{},
-		close: func() { cancel(); <-done },
+		close: func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Fatalf("close store: %v", err)
+			}
+		},
 	}
 	w.restart()
 	ca, key, err := pki.NewCA(time.Now())
@@ -183,7 +188,7 @@ func (w *world) report() (changed bool) {
 // takes 3 s to start, stubborn takes 20 s to stop.
 func (w *world) behave(t *swarm.Task) swarm.TaskStatus {
 	image := t.Spec.ContainerSpec.Image
-	for_ := func(what string) time.Duration {
+	age := func(what string) time.Duration {
 		key := t.ID + what
 		if w.began[key].IsZero() {
 			w.began[key] = time.Now()
@@ -192,7 +197,7 @@ func (w *world) behave(t *swarm.Task) swarm.TaskStatus {
 	}
 	switch {
 	case !wanted(t):
-		if image == "stubborn" && for_("stop") < 20*time.Second {
+		if image == "stubborn" && age("stop") < 20*time.Second {
 			return swarm.TaskStatus{}
 		}
 		return swarm.TaskStatus{State: swarm.TaskStateShutdown, Message: "shutdown"}
@@ -200,14 +205,14 @@ func (w *world) behave(t *swarm.Task) swarm.TaskStatus {
 		return swarm.TaskStatus{State: swarm.TaskStateRejected, Err: "No such image: bad"}
 	case t.DesiredState == swarm.TaskStateReady:
 		return swarm.TaskStatus{State: swarm.TaskStateReady}
-	case image == "slow" && for_("start") < 3*time.Second:
+	case image == "slow" && age("start") < 3*time.Second:
 		return swarm.TaskStatus{State: swarm.TaskStateStarting}
 	case t.Status.State != swarm.TaskStateRunning:
-		for_("run")
+		age("run")
 		return swarm.TaskStatus{State: swarm.TaskStateRunning, Message: "started"}
-	case image == "crash" && for_("run") >= time.Second, w.failing[t.ID]:
+	case image == "crash" && age("run") >= time.Second, w.failing[t.ID]:
 		return swarm.TaskStatus{State: swarm.TaskStateFailed, Err: "task: non-zero exit (1)"}
-	case image == "done" && for_("run") >= time.Second:
+	case image == "done" && age("run") >= time.Second:
 		return swarm.TaskStatus{State: swarm.TaskStateComplete, Message: "finished"}
 	}
 	return swarm.TaskStatus{}
