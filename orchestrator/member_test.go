@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -242,14 +243,14 @@ func TestSession(t *testing.T) {
 // node for dead because of its own deafness.
 func TestStandstill(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		offset := time.Duration(0)
-		w.o = New(Config{Store: w.store, Log: w.o.log, Now: func() time.Time { return time.Now().Add(offset) }})
+		var offset atomic.Int64
+		w.o = New(Config{Store: w.store, Log: w.o.log, Now: func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }})
 		ctx, cancel := context.WithCancel(w.ctx)
 		done := make(chan error, 1)
 		go func() { done <- w.o.Run(ctx) }()
 		w.report()
 		synctest.Wait()
-		offset = time.Minute
+		offset.Store(int64(time.Minute))
 		w.must(w.store.Update(w.ctx, func(tx *store.Tx) error { return tx.Put(tx.Node("n3")) }))
 		<-time.After(time.Second)
 		if got := w.store.View().Node("n2").Status.State; got != swarm.NodeStateReady {
