@@ -3,12 +3,16 @@
 package balancer
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"netd/internal/netns"
+
 	"netd/internal/nettest"
 )
 
@@ -33,7 +37,7 @@ func TestRootHairpin(t *testing.T) {
 		for _, network := range []string{"tcp", "udp"} {
 			w.ask(20, b11, network, vip, alias)
 			for range 20 {
-				if _, err := nettest.Ask(w.containers[b11], network, "", fmt.Sprintf("%s:%d", other, port)); err != nil {
+				if _, err := nettest.Ask(w.containers[b11], network, "", at(other)); err != nil {
 					t.Fatalf("%s call of one of three: %v", network, err)
 				}
 			}
@@ -47,7 +51,7 @@ func TestRootFragments(t *testing.T) {
 	eachKind(t, func(t *testing.T, w *world) {
 		w.set(behind(vip, ready(b12)), behind(other, ready(b11)))
 		for from, to := range map[string]string{client: vip, b11: other} {
-			conn, err := nettest.Dial(w.containers[from], "udp", "", fmt.Sprintf("%s:%d", to, port))
+			conn, err := nettest.Dial(w.containers[from], "udp", "", at(to))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -151,7 +155,7 @@ func TestRootUDPWaits(t *testing.T) {
 	eachKind(t, func(t *testing.T, w *world) {
 		for _, before := range [][]Service{nil, {behind(vip)}} {
 			w.set(before...)
-			conn, err := nettest.Dial(w.containers[client], "udp", "", fmt.Sprintf("%s:%d", vip, port))
+			conn, err := nettest.Dial(w.containers[client], "udp", "", at(vip))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -188,19 +192,106 @@ func TestRootOthersUndisturbed(t *testing.T) {
 	})
 }
 
-// No call fails while backends come and go under it, as long as they drain first.
+// No call fails while backends come and go under it, as long as each drains until
+// the calls that it had are over.
 func TestRootNothingLostWhileScaling(t *testing.T) {
+	steps := [][]Backend{
+		{draining(b11), draining(b12), ready(b13)}, {ready(b13)}, {ready(b11), ready(b13)},
+		{ready(b11), draining(b13)}, {ready(b11), ready(b12)}, {ready(b11), ready(b12), ready(b13)},
+	}
 	eachKind(t, func(t *testing.T, w *world) {
 		w.set(behind(vip, ready(b11), ready(b12), ready(b13)))
-		for i := range 60 {
-			steps := [][]Backend{
-				{ready(b11), draining(b12), draining(b13)}, {ready(b11)},
-				{ready(b11), ready(b13)}, {draining(b11), ready(b13)}, {ready(b12), ready(b13)},
-				{ready(b11), ready(b12), ready(b13)},
+		var calls [2]atomic.Int64 // finished
+		var stop atomic.Bool
+		var callers errgroup.Group
+		for i, network := range []string{"tcp", "udp"} {
+			callers.Go(func() error {
+				pace := time.NewTicker(5 * time.Millisecond)
+				defer pace.Stop()
+				for ; !stop.Load(); <-pace.C {
+					if err := w.call(network, 10000+int(calls[i].Add(1))%50000); err != nil {
+						return fmt.Errorf("%s call %d: %w", network, calls[i].Load(), err)
+					}
+				}
+				return nil
+			})
+		}
+		defer func() {
+			stop.Store(true)
+			if err := callers.Wait(); err != nil {
+				t.Error(err)
 			}
-			w.set(behind(vip, steps[i%len(steps)]...))
-			w.ask(2, client, "tcp", vip, client)
-			w.ask(2, client, "udp", vip, client)
+		}()
+		for i := range 2 * len(steps) {
+			w.set(behind(vip, steps[i%len(steps)]...), behind(other, steps[(i+1)%len(steps)]...))
+			before := [2]int64{calls[0].Load(), calls[1].Load()}
+			nettest.Eventually(t, 10*time.Second, "the calls under way end", func() error {
+				if calls[0].Load() < before[0]+2 || calls[1].Load() < before[1]+2 {
+					return errors.New("they have not")
+				}
+				return nil
+			})
+		}
+		t.Logf("%d TCP and %d UDP calls", calls[0].Load(), calls[1].Load())
+	})
+}
+
+// call calls the VIP from a port of its own: a UDP port that was used before
+// may still belong to the flow of a backend that drains, and end with it.
+func (w *world) call(network string, from int) error {
+	var conn net.Conn
+	err := netns.Do(w.containers[client], func() (err error) {
+		dialer := net.Dialer{Timeout: 2 * time.Second}
+		if network == "udp" {
+			dialer.LocalAddr = &net.UDPAddr{Port: from}
+		}
+		conn, err = dialer.Dial(network, at(vip))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = nettest.AskConn(conn)
+	return err
+}
+
+// Two datagrams that one socket sends at the same moment, as resolvers do for A
+// and AAAA, are both answered.
+func TestRootTwoDatagramsAtOnce(t *testing.T) {
+	eachKind(t, func(t *testing.T, w *world) {
+		w.set(behind(vip, ready(b11), ready(b12), ready(b13)))
+		for range 200 {
+			conn, err := nettest.Dial(w.containers[client], "udp", "", at(vip))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var senders errgroup.Group
+			var waiting atomic.Int32
+			for range 2 { // by a descriptor each: writes to one wait for each other
+				file, err := conn.(*net.UDPConn).File()
+				if err != nil {
+					t.Fatal(err)
+				}
+				senders.Go(func() error {
+					defer file.Close()
+					for waiting.Add(1); waiting.Load() < 2; { // spins: a wake-up takes longer than a packet
+					}
+					_, err := file.Write([]byte("?\n"))
+					return err
+				})
+			}
+			conn.SetDeadline(time.Now().Add(2 * time.Second))
+			err = senders.Wait()
+			for range 2 {
+				if _, readErr := conn.Read(make([]byte, 100)); err == nil {
+					err = readErr
+				}
+			}
+			conn.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 }
@@ -250,7 +341,7 @@ func TestRootNoConntrack(t *testing.T) {
 	w.set(behind(vip, ready(b11), ready(b12)))
 	w.ask(10, client, "tcp", vip, client)
 	w.ask(10, client, "udp", vip, client)
-	nettest.Ask(w.containers[b11], "tcp", "", fmt.Sprintf("%s:%d", vip, port))
+	nettest.Ask(w.containers[b11], "tcp", "", at(vip))
 	for _, router := range []string{w.near, w.far} {
 		if count := sysctl(t, router, "net.netfilter.nf_conntrack_count"); count != "" && count != "0" {
 			t.Errorf("%s tracks %s connections", router, count)

@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -77,6 +78,11 @@ func (h *ipvsHandle) do(o op) error {
 	default:
 		return fmt.Errorf("unknown operation %T", o)
 	}
+}
+
+func fromIP(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
 }
 
 // service is v as the library wants it; for all but adding and editing the key

@@ -4,15 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"netd/internal/netns"
@@ -92,7 +89,7 @@ func (k *kernel) apply(ops []op) (done int, err error) {
 			err = transact(k.nft, ops[done:done+run])
 		case leading[endOthers](ops[done:]) > 0:
 			run = leading[endOthers](ops[done:])
-			err = end(ops[done : done+run])
+			err = withConntrack(func(c *conntrack) error { return c.end(ops[done : done+run]) })
 		default:
 			run = 1
 			err = k.do(ops[done])
@@ -134,56 +131,13 @@ func (k *kernel) do(o op) error {
 	case setSetting:
 		return os.WriteFile(filepath.Join("/proc/sys", o.key), []byte(o.value), 0o644)
 	case endAll:
-		return withConntrack(func(h *netns.Handle) error { return h.ConntrackTableFlush(netlink.ConntrackTable) })
+		return withConntrack((*conntrack).flush)
 	default:
 		if k.ipvs == nil {
 			return errors.New("the kernel has no ip_vs")
 		}
 		return k.ipvs.do(o)
 	}
-}
-
-func withConntrack(fn func(*netns.Handle) error) error {
-	h, err := netns.Open("", unix.NETLINK_NETFILTER)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	return fn(h)
-}
-
-// endTries bounds how often an interrupted dump of the connections is repeated.
-const endTries = 10
-
-// end deletes from conntrack what the operations (all endOthers) name.
-func end(ops []op) error {
-	filter := others{}
-	for _, o := range ops {
-		filter[o.(endOthers).vip] = o.(endOthers).keep
-	}
-	return withConntrack(func(h *netns.Handle) (err error) {
-		for range endTries {
-			_, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
-			if !errors.Is(err, netlink.ErrDumpInterrupted) {
-				break
-			}
-		}
-		return err
-	})
-}
-
-// others matches the connections to a VIP which none of the VIP's backends has.
-type others map[netip.Addr][]netip.Addr
-
-// MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (f others) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	keep, ours := f[fromIP(flow.Forward.DstIP)]
-	return ours && flow.Forward.Protocol != unix.IPPROTO_ICMP && !slices.Contains(keep, fromIP(flow.Reverse.SrcIP))
-}
-
-func fromIP(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
 }
 
 // familyExists returns nil where the kernel has ip_vs; asking makes a kernel

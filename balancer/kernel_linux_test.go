@@ -28,6 +28,9 @@ func TestRootSetIsIdempotent(t *testing.T) {
 			t.Error("the first Set did nothing")
 		}
 		w.settled(services...)
+		if lines, err := w.b.Explain(context.Background(), w.near, netip.MustParseAddr(vip)); err != nil || len(lines) < 3 {
+			t.Errorf("Explain: got %v, %v", lines, err)
+		}
 		conn := w.dial("tcp", vip, b13)
 		if ops := w.set(services...); len(ops) > 0 {
 			t.Errorf("the second Set did:\n%s", strings.Join(ops, "\n"))
@@ -169,7 +172,7 @@ func TestRootIdleConnectionsStay(t *testing.T) {
 func TestRootSwitchLeavesNoResidue(t *testing.T) {
 	requireKind(t, IPVS)
 	w := newWorld(t, NFTables)
-	services := []Service{behind(vip, ready(b11), ready(b12)), behind(other, draining(b12))}
+	services := []Service{behind(vip, ready(b11), ready(b12)), behind(other, draining(b11), ready(b12))}
 	for _, kind := range []Kind{NFTables, IPVS, NFTables, IPVS} {
 		w.kind, w.b = kind, balancer(t, kind)
 		if ops := w.set(services...); len(ops) == 0 {
@@ -177,7 +180,7 @@ func TestRootSwitchLeavesNoResidue(t *testing.T) {
 		}
 		w.settled(services...)
 		wantNames(t, string(kind), w.ask(40, client, "tcp", vip, client), b11, b12)
-		w.ask(20, b11, "udp", vip, alias)
+		wantNames(t, string(kind), w.ask(5, b12, "udp", other, alias), b12)
 		count := sysctl(t, w.near, "net.netfilter.nf_conntrack_count")
 		have := readState(t, w.b, w.near)
 		if _, marks := have.table.set(setMarks); kind == NFTables && (marks || len(have.virtuals) > 0) {

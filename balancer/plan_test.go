@@ -91,6 +91,28 @@ func TestPlanText(t *testing.T) {
 	}
 }
 
+// The objects that decide on a packet to a VIP are named in the order in which it
+// meets them, and those of other VIPs are not.
+func TestExplain(t *testing.T) {
+	r := routerOf(svc(2, map[byte]State{10: Ready, 11: Draining}), svc(3, map[byte]State{10: Ready}))
+	for kind, want := range map[Kind][]string{
+		IPVS: {
+			"nft map netd-balancer marks { 10.0.9.2 : 0xa000902 }",
+			"ipvs service -f 167774466 -s rr",
+			"ipvs server -f 167774466 -r 10.0.9.10 -w 1",
+			"ipvs server -f 167774466 -r 10.0.9.11 -w 0",
+		},
+		NFTables: {
+			"nft map netd-balancer vips { 10.0.9.2 : jump pick-1 }",
+			"nft map netd-balancer backends { 10.0.9.2 . 0x0 : 10.0.9.10 }",
+		},
+	} {
+		if diff := cmp.Diff(want, explain(render(kind, r), word(ip(2)))); diff != "" {
+			t.Errorf("%s: %s", kind, diff)
+		}
+	}
+}
+
 // Nothing is planned for a router that is as wanted, nor for one that is to be
 // empty and is.
 func TestPlanNothing(t *testing.T) {

@@ -5,10 +5,10 @@ package balancer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -175,7 +175,7 @@ func (w *world) ask(times int, from, network, vip, sees string) map[string]int {
 	w.t.Helper()
 	counts := map[string]int{}
 	for range times {
-		answer, err := nettest.Ask(w.containers[from], network, "", fmt.Sprintf("%s:%d", vip, port))
+		answer, err := nettest.Ask(w.containers[from], network, "", at(vip))
 		if err != nil {
 			w.t.Fatalf("%s call of %s to %s: %v (after %v)", network, from, vip, err, counts)
 		}
@@ -192,7 +192,7 @@ func (w *world) ask(times int, from, network, vip, sees string) map[string]int {
 func (w *world) dial(network, vip, backend string) net.Conn {
 	w.t.Helper()
 	for range 100 {
-		conn, err := nettest.Dial(w.containers[client], network, "", fmt.Sprintf("%s:%d", vip, port))
+		conn, err := nettest.Dial(w.containers[client], network, "", at(vip))
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -220,7 +220,7 @@ func (w *world) answers(conn net.Conn) string {
 func (w *world) refused(network, vip string) {
 	w.t.Helper()
 	start := time.Now()
-	_, err := nettest.Ask(w.containers[client], network, "", fmt.Sprintf("%s:%d", vip, port))
+	_, err := nettest.Ask(w.containers[client], network, "", at(vip))
 	if !nettest.Refused(err) || time.Since(start) > time.Second {
 		w.t.Errorf("%s call to %s: got %v after %s, want it to be refused at once", network, vip, err, time.Since(start))
 	}
@@ -257,3 +257,6 @@ func wantNames(t *testing.T, what string, counts map[string]int, want ...string)
 }
 
 var errNoReply = errors.New("no reply")
+
+// at is the address of the backends' server behind the VIP.
+func at(vip string) string { return net.JoinHostPort(vip, strconv.Itoa(port)) }
