@@ -40,6 +40,8 @@ type hub struct {
 	refused  map[netd.NodeID]bool
 	attached map[netd.NodeID]chan Assignment
 	attaches int
+	sessions map[netd.NodeID]context.Context // the newest of each node
+	overlap  bool                            // a node had two at once
 	reports  []Report
 	reject   error // what Report returns
 	statuses map[string]swarm.TaskState
@@ -51,7 +53,8 @@ func newHub(t *testing.T) *hub {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hub{ca: ca, logs: new(logText), refused: map[netd.NodeID]bool{}, attached: map[netd.NodeID]chan Assignment{}, statuses: map[string]swarm.TaskState{}}
+	h := &hub{ca: ca, logs: new(logText), refused: map[netd.NodeID]bool{}, attached: map[netd.NodeID]chan Assignment{},
+		sessions: map[netd.NodeID]context.Context{}, statuses: map[string]swarm.TaskState{}}
 	h.log = slog.New(slog.NewTextHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if h.token, err = pki.NewToken(ca); err != nil {
 		t.Fatal(err)
@@ -98,6 +101,10 @@ func (h *hub) Attach(ctx context.Context, node netd.NodeID) (<-chan Assignment, 
 		return nil, netd.Errorf(netd.ErrForbidden, "node %s is not part of this swarm", node)
 	}
 	h.attaches++
+	if old := h.sessions[node]; old != nil && old.Err() == nil {
+		h.overlap = true
+	}
+	h.sessions[node] = ctx
 	ch := make(chan Assignment, 1)
 	h.attached[node] = ch
 	context.AfterFunc(ctx, func() {
@@ -229,13 +236,20 @@ func (h *hub) worker(t *testing.T, id netd.NodeID, managers ...string) *worker {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	go func() { w.done <- w.Run(ctx, func(a Assignment) { w.got <- a }) }()
-	t.Cleanup(func() {
-		cancel()
-		if w.done != nil {
-			<-w.done
-		}
-	})
+	t.Cleanup(func() { w.end(t) })
 	return w
+}
+
+func (w *worker) end(t *testing.T) {
+	t.Helper()
+	w.stop()
+	if w.done == nil {
+		return
+	}
+	if err := <-w.done; err != nil {
+		t.Errorf("client: %v", err)
+	}
+	w.done = nil
 }
 
 func (w *worker) wait(t *testing.T, connected bool) {
@@ -348,8 +362,13 @@ func TestSession(t *testing.T) {
 	w.Send(status("t2", swarm.TaskStateReady))
 	h.assign(t, "n1", Assignment{Generation: 1, GossipKeys: [][]byte{[]byte("canary-key")}, Managers: []string{s.addr}})
 	h.assign(t, "n1", Assignment{Generation: 2})
+	large := bytes.Repeat([]byte{'x'}, 6<<20) // more than any window of HTTP/2
+	h.assign(t, "n1", Assignment{GossipKeys: [][]byte{large}})
 	if a, b := w.next(t), w.next(t); a.Generation != 1 || b.Generation != 2 || string(a.GossipKeys[0]) != "canary-key" {
 		t.Errorf("assignments %+v and %+v", a, b)
+	}
+	if a := w.next(t); !bytes.Equal(a.GossipKeys[0], large) {
+		t.Error("the large assignment is not what was sent")
 	}
 	h.stored(t, map[string]swarm.TaskState{"t1": swarm.TaskStateRunning, "t2": swarm.TaskStateReady})
 	nettest.Eventually(t, 5*time.Second, "heartbeats", func() error {

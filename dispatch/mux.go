@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"golang.org/x/sync/errgroup"
 
 	"netd/pki"
 )
@@ -28,8 +27,8 @@ const (
 // accept takes connections until the listener is closed, and hands each to the
 // protocol that its handshake agrees on.
 func (s *Server) accept(ctx context.Context, rpcs *queue) error {
-	var handshakes errgroup.Group
-	defer handshakes.Wait() // they return no errors
+	var handshakes sync.WaitGroup
+	defer handshakes.Wait()
 	for {
 		conn, err := s.c.Listener.Accept()
 		if err != nil {
@@ -49,12 +48,11 @@ func (s *Server) accept(ctx context.Context, rpcs *queue) error {
 			conn.Close()
 			continue
 		}
-		handshakes.Go(func() error {
+		handshakes.Go(func() {
 			if err := s.greet(ctx, stranger, rpcs); err != nil {
 				stranger.Close()
 				s.c.Log.Debug("connection refused", "from", conn.RemoteAddr(), "err", err)
 			}
-			return nil
 		})
 	}
 }

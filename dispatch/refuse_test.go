@@ -36,7 +36,9 @@ func post(t *testing.T, conf *tls.Config, to string, body io.Reader) (status int
 	defer resp.Body.Close()
 	var f failure
 	text, err := io.ReadAll(resp.Body)
-	json.Unmarshal(text, &f)
+	if err == nil && resp.StatusCode != http.StatusOK && strings.HasPrefix(string(text), "{") {
+		err = json.Unmarshal(text, &f)
+	}
 	return resp.StatusCode, f.Message, err
 }
 
@@ -139,7 +141,9 @@ func TestRaftIsForManagers(t *testing.T) {
 	}
 	defer up.Close()
 	conn := <-accepted
-	go io.WriteString(up, "hello")
+	if _, err := io.WriteString(up, "hello"); err != nil {
+		t.Error(err)
+	}
 	hello := make([]byte, 5)
 	if _, err := io.ReadFull(conn, hello); err != nil || string(hello) != "hello" {
 		t.Errorf("%q %v", hello, err)
@@ -199,14 +203,14 @@ func TestNewerSessionWins(t *testing.T) {
 	old.wait(t, true)
 	second := h.worker(t, "n1", s.addr)
 	second.wait(t, true)
-	old.stop()
-	<-old.done
-	old.done = nil
+	old.end(t)
 	second.wait(t, true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.sessions) > 1 {
-		t.Errorf("%d sessions", len(s.sessions))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(s.sessions) != 1 || h.overlap || h.attaches < 2 {
+		t.Errorf("%d sessions now, %d in all, two at once: %t", len(s.sessions), h.attaches, h.overlap)
 	}
 }
 
@@ -262,13 +266,11 @@ func TestSilentManager(t *testing.T) {
 			t.Fatal("the node did not try again")
 		}
 	}
-	w.stop()
-	if err := <-w.done; err != nil {
+	w.end(t)
+	web.Close()
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		t.Error(err)
 	}
-	w.done = nil
-	web.Close()
-	<-served
 }
 
 // A renewed certificate comes into use with a new session, and carries the role

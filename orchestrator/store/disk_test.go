@@ -126,6 +126,13 @@ func dump(s *Store) map[kind][]any {
 	return all
 }
 
+func replace(t *testing.T, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // contents reads all files under dir.
 func contents(t *testing.T, dir string) map[string]string {
 	t.Helper()
@@ -233,11 +240,15 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 				at += len(data)
 			}
 			data[at] ^= 1
-			os.WriteFile(path, data, 0o600)
+			replace(t, path, data)
 		}
 	}
 	cut := func(to int64) func(*testing.T, string) {
-		return func(t *testing.T, path string) { os.Truncate(path, to) }
+		return func(t *testing.T, path string) {
+			if err := os.Truncate(path, to); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	remove := func(t *testing.T, path string) { os.Remove(path) }
 	filled := t.TempDir()
@@ -252,7 +263,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 		"log cut":          {log, cut(3*4096 + 5), logFile},
 		"log empty":        {log, cut(0), logFile},
 		"log missing":      {log, remove, logFile},
-		"log foreign":      {log, func(t *testing.T, p string) { os.WriteFile(p, bytes.Repeat([]byte("hello"), 9999), 0o600) }, logFile},
+		"log foreign":      {log, func(t *testing.T, p string) { replace(t, p, bytes.Repeat([]byte("hello"), 9999)) }, logFile},
 		"key changed":      {key, flip(30), keyFile},
 		"key empty":        {key, cut(0), keyFile},
 		"key missing":      {key, remove, keyFile},
@@ -312,7 +323,7 @@ func TestFlippedBits(t *testing.T) {
 		data := bytes.Clone(whole)
 		at := rnd.IntN(len(data))
 		data[at] ^= 1 << rnd.IntN(8)
-		os.WriteFile(path, data, 0o600)
+		replace(t, path, data)
 		b, err := checkLog(path, sealer{aead})
 		if err != nil {
 			found++
@@ -355,7 +366,7 @@ func TestInterruptedCreation(t *testing.T) {
 	if err := os.Rename(filepath.Join(dir, keyFile), filepath.Join(dir, newKeyFile)); err != nil {
 		t.Fatal(err)
 	}
-	os.Truncate(filepath.Join(dir, logFile), 5000)
+	replace(t, filepath.Join(dir, logFile), []byte("the beginning"))
 	r := open(t, dir)
 	if err := r.Bootstrap(); err != nil {
 		t.Fatal(err)
@@ -385,8 +396,11 @@ func TestLargeLogIsShortened(t *testing.T) {
 			for _, path := range found {
 				seen[path] = true
 			}
-			if err != nil || len(seen) < round || len(found) > keepSnapshots {
-				return fmt.Errorf("seen %d, now %v, %v", len(seen), found, err)
+			if err == nil && (len(seen) < round || len(found) > keepSnapshots) {
+				err = errors.New("wait for more")
+			}
+			if err != nil {
+				return fmt.Errorf("seen %d, now %v: %w", len(seen), found, err)
 			}
 			return nil
 		})

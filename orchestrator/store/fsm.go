@@ -164,9 +164,11 @@ func writeSnapshot(w io.Writer, tx *Tx) error {
 	n := 0
 	for _, k := range kinds() {
 		for _, r := range tx.records(k, indexID) {
-			if err := writeChange(b, change{key{k, r.id}, r}); err != nil {
+			line, err := encodeChange(change{key{k, r.id}, r})
+			if err != nil {
 				return err
 			}
+			b.Write(line)
 			n++
 		}
 	}
@@ -202,16 +204,17 @@ func readSnapshot(r io.Reader, db *memdb.MemDB) error {
 }
 
 func encodeEntry(term uint64, changes []change) ([]byte, error) {
+	lines := make([][]byte, len(changes))
+	if err := inParallel(len(changes), func(i int) (err error) {
+		lines[i], err = encodeChange(changes[i])
+		return err
+	}); err != nil {
+		return nil, err
+	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, entryHeader, term)
-	w := bufio.NewWriter(&b)
-	for _, c := range changes {
-		if err := writeChange(w, c); err != nil {
-			return nil, err
-		}
-	}
-	if err := w.Flush(); err != nil {
-		return nil, err
+	for _, line := range lines {
+		b.Write(line)
 	}
 	if b.Len() > maxEntry {
 		return nil, netd.Errorf(netd.ErrInvalid, "write to the swarm's store: %d objects in one change are %d MiB, the limit is %d MiB: nothing was changed",
@@ -227,34 +230,40 @@ func decodeEntry(data []byte) (term uint64, changes []change, err error) {
 	}
 	lines := slices.Collect(bytes.Lines(rest))
 	changes = make([]change, len(lines))
-	// Decoding is most of the work of a large entry: every processor does a part.
-	part := max(1000, len(lines)/runtime.GOMAXPROCS(0)+1)
+	return term, changes, inParallel(len(lines), func(i int) (err error) {
+		changes[i], err = decodeChange(lines[i])
+		return err
+	})
+}
+
+// inParallel calls do for each number below n, on every processor when there are
+// many: JSON is most of the work of a large entry.
+func inParallel(n int, do func(int) error) error {
+	part := max(500, n/runtime.GOMAXPROCS(0)+1)
 	var group errgroup.Group
-	for from := 0; from < len(lines); from += part {
+	for from := 0; from < n; from += part {
 		group.Go(func() error {
-			for i := from; i < min(from+part, len(lines)); i++ {
-				var err error
-				if changes[i], err = decodeChange(lines[i]); err != nil {
+			for i := from; i < min(from+part, n); i++ {
+				if err := do(i); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 	}
-	return term, changes, group.Wait()
+	return group.Wait()
 }
 
-func writeChange(b *bufio.Writer, c change) error {
+func encodeChange(c change) ([]byte, error) {
 	if c.rec == nil {
-		_, err := fmt.Fprintf(b, "delete %s %s\n", c.kind, c.id)
-		return err
+		return fmt.Appendf(nil, "delete %s %s\n", c.kind, c.id), nil
 	}
-	fmt.Fprintf(b, "put %s ", c.kind)
-	// An encoder ends each value with a line feed.
-	if err := json.NewEncoder(b).Encode(c.rec.obj); err != nil {
-		return fmt.Errorf("encode %s %s: %w", c.kind, c.id, err)
+	data, err := json.Marshal(c.rec.obj)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s %s: %w", c.kind, c.id, err)
 	}
-	return nil
+	line := fmt.Appendf(make([]byte, 0, len(data)+16), "put %s ", c.kind)
+	return append(append(line, data...), '\n'), nil
 }
 
 func decodeChange(line []byte) (change, error) {
