@@ -34,12 +34,13 @@ func (d *Daemon) Facts() debug.Facts {
 		f.Snapshot = a.Snapshot
 	}
 	if done := h.node.Applied(); done != nil {
-		f.Generation, f.Applied = done.Generation, time.Since(done.At)
+		f.Generation, f.Applied, f.Took = done.Generation, time.Since(done.At), done.Took
 		if done.Err != nil {
 			f.ApplyError = done.Err.Error()
 		}
 	}
-	f.Changes = h.node.Changes()
+	changes := h.node.Changes()
+	f.Changes, f.LastChanges = changes.Count, changes.Last
 	if want := h.node.Desired(); want != nil {
 		f.Wanted = want.Balancer
 		if len(want.Overlay.Networks) > 0 {

@@ -32,7 +32,7 @@ const (
 const startTimeout = 15 * time.Second
 
 // defaultPool is where subnets are cut from unless init says otherwise.
-var defaultPool = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+var defaultPool = netip.MustParsePrefix("10.0.0.0/8")
 
 // Status implements api.Local.
 func (d *Daemon) Status() api.LocalStatus {
@@ -159,7 +159,7 @@ func (d *Daemon) newCluster(r swarm.InitRequest, id *identity, ca pki.CA, caKey 
 		DefaultAddrPool: r.DefaultAddrPool, SubnetSize: r.SubnetSize, DataPathPort: r.DataPathPort,
 	}
 	if len(c.DefaultAddrPool) == 0 {
-		c.DefaultAddrPool = defaultPool
+		c.DefaultAddrPool = []netip.Prefix{defaultPool}
 	}
 	if c.SubnetSize == 0 {
 		c.SubnetSize = 24

@@ -40,14 +40,18 @@ type Facts struct {
 	// its age.
 	Generation uint64
 	Applied    time.Duration
+	// Took is how long that pass was.
+	Took       time.Duration
 	ApplyError string
-	// Changes counts what this daemon changed in the kernel since its start.
-	Changes  int64
-	MTU      int
-	Snapshot netd.Snapshot
-	View     *gossip.View
-	Tasks    []task.Status
-	Wanted   balancer.Config
+	// Changes counts what this daemon changed in the kernel since its start;
+	// LastChanges are the newest of them, as commands.
+	Changes     int
+	LastChanges []string
+	MTU         int
+	Snapshot    netd.Snapshot
+	View        *gossip.View
+	Tasks       []task.Status
+	Wanted      balancer.Config
 }
 
 // Kernel is what the kernel holds of ours.

@@ -39,9 +39,10 @@ type Status struct {
 	Role    string
 	Up      time.Duration
 	// Generation is the assignment in force; Changes counts what the daemon
-	// changed in the kernel since its start.
-	Generation uint64
-	Changes    int64
+	// changed in the kernel since its start, LastChanges are the newest of them.
+	Generation  uint64
+	Changes     int
+	LastChanges []string
 	// Lines are the facts by part: control, gossip, data, lb, tasks, drift.
 	Lines []Line
 }
@@ -51,7 +52,7 @@ type Line struct{ Part, Text string }
 
 // Judge gives the verdict. Pure.
 func Judge(f Facts, drift []string, driftErr error) Status {
-	s := Status{Verdict: Healthy, Version: f.Version, Node: f.Name, ID: f.ID, Role: role(f), Up: f.Up.Round(time.Second), Generation: f.Generation, Changes: f.Changes, Reasons: []string{}}
+	s := Status{Verdict: Healthy, Version: f.Version, Node: f.Name, ID: f.ID, Role: role(f), Up: f.Up.Round(time.Second), Generation: f.Generation, Changes: f.Changes, LastChanges: f.LastChanges, Reasons: []string{}}
 	if f.State == swarm.LocalNodeStateInactive {
 		s.Verdict = Inactive
 		s.Reasons = append(s.Reasons, "this node is in no swarm; run 'docker -H unix://SOCKET swarm init' or 'swarm join'")
@@ -119,7 +120,7 @@ func controlLine(f Facts) string {
 	if !f.Connected {
 		return fmt.Sprintf("no session with a manager; assignment %d is kept", f.Generation)
 	}
-	return fmt.Sprintf("session open, assignment %d applied %s ago", f.Generation, f.Applied.Round(time.Second))
+	return fmt.Sprintf("session open, assignment %d applied %s ago in %s", f.Generation, f.Applied.Round(time.Second), f.Took.Round(time.Millisecond))
 }
 
 func gossipLine(f Facts) string {

@@ -15,8 +15,6 @@ import (
 	"github.com/moby/moby/client"
 )
 
-var pingOptions = client.PingOptions{}
-
 // checks is the demo's story. An error ends it; a failed check does not.
 func (d *demo) checks(ctx context.Context) error {
 	if err := d.build(ctx); err != nil {

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/moby/client"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go4.org/netipx"
@@ -37,7 +38,7 @@ func (d *demo) build(ctx context.Context) error {
 	}
 	for _, n := range d.nodes {
 		err := eventually(ctx, 10*time.Second, func() error {
-			_, err := n.docker.Ping(ctx, pingOptions)
+			_, err := n.docker.Ping(ctx, client.PingOptions{})
 			return err
 		})
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
@@ -151,9 +152,10 @@ func (d *demo) vip(ctx context.Context, name string) (netip.Addr, error) {
 // there without a change to the kernel.
 func (d *demo) adopted(ctx context.Context, n *node) error {
 	var status struct {
-		Verdict string
-		Reasons []string
-		Changes int64
+		Verdict     string
+		Reasons     []string
+		Changes     int
+		LastChanges []string
 	}
 	err := eventually(ctx, 20*time.Second, func() error {
 		var out bytes.Buffer
@@ -169,7 +171,7 @@ func (d *demo) adopted(ctx context.Context, n *node) error {
 		return nil
 	})
 	if err == nil && status.Changes > 0 {
-		err = fmt.Errorf("%s changed %d kernel objects when it came back; want none", n.name, status.Changes)
+		err = fmt.Errorf("%s changed %d kernel objects when it came back; want none: %s", n.name, status.Changes, strings.Join(status.LastChanges, "; "))
 	}
 	return err
 }

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,8 @@ const (
 	settle = 10 * time.Millisecond
 	// retryReport is when a status that the managers did not take is sent again.
 	retryReport = 5 * time.Second
+	// keptChanges is how many kernel changes are remembered in words.
+	keptChanges = 20
 )
 
 // Overlay makes the routed overlay of this node; *vxlan.Overlay.
@@ -105,7 +108,7 @@ type Node struct {
 	assigned atomic.Pointer[dispatch.Assignment]
 	desired  atomic.Pointer[Desired]
 	applied  atomic.Pointer[Applied]
-	changes  atomic.Int64
+	changes  atomic.Pointer[Changes]
 	wake     chan struct{}
 
 	// Owned by Run's goroutine.
@@ -164,9 +167,21 @@ func (n *Node) Desired() *Desired { return n.desired.Load() }
 // Applied returns the outcome of the last pass, or nil before it.
 func (n *Node) Applied() *Applied { return n.applied.Load() }
 
-// Changes counts what was changed in the kernel since New: none where a restart
-// found everything as it had left it.
-func (n *Node) Changes() int64 { return n.changes.Load() }
+// Changes is what this daemon changed in the kernel since its start: nothing
+// where a restart found everything as it had left it.
+type Changes struct {
+	Count int
+	// Last are the newest of them, as commands.
+	Last []string
+}
+
+// Changes returns what was changed since New.
+func (n *Node) Changes() Changes {
+	if c := n.changes.Load(); c != nil {
+		return *c
+	}
+	return Changes{}
+}
 
 func (n *Node) ring() {
 	select {
@@ -260,9 +275,18 @@ func (n *Node) apply(ctx context.Context, d Desired) error {
 }
 
 func (n *Node) logOps(what string, ops []string) {
-	n.changes.Add(int64(len(ops)))
 	for _, op := range ops {
 		n.Log.Debug("changed the kernel", "part", what, "op", op)
+	}
+	if len(ops) > 0 {
+		c := Changes{}
+		if have := n.changes.Load(); have != nil {
+			c = *have
+		}
+		c.Count += len(ops)
+		c.Last = append(slices.Clone(c.Last), ops...)
+		c.Last = c.Last[max(0, len(c.Last)-keptChanges):]
+		n.changes.Store(&c)
 	}
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -164,7 +165,7 @@ func (n *Node) situation(wanted *swarm.Task, statuses map[netd.TaskID]task.Statu
 	if actual, ok := statuses[id]; ok {
 		s.actual = &actual
 	} else if wanted != nil {
-		s.refusal = n.Runtime.Check(spec(wanted, n.Assignment(), n.Name))
+		s.refusal = errors.Join(n.Runtime.Check(spec(wanted, n.Assignment(), n.Name)), task.Unsupported(wanted.Spec))
 	}
 	if !p.draining.IsZero() {
 		if p.acknowledged.IsZero() && len(n.Gossip.Acked(p.version)) == 0 {
