@@ -61,7 +61,7 @@ func (c *Client) session(ctx context.Context, manager string, onAssignment func(
 		defer close(writing)
 		cancel(c.writeReports(ctx, pipe, acks))
 	}()
-	down := &watched{resp.Body, func() { silence.Reset(missed * c.c.Heartbeat) }}
+	down := &watched{resp.Body, silence, missed * c.c.Heartbeat}
 	err = cause(ctx, c.readAssignments(ctx, down, acks, onAssignment))
 	cancel(err)
 	pipe.CloseWithError(io.ErrClosedPipe)
@@ -77,19 +77,19 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// watched calls seen whenever something arrives.
+// watched runs a timer while it waits for something to read, and not while what
+// was read is worked on.
 type watched struct {
 	io.Reader
-	seen func()
+	timer *time.Timer
+	limit time.Duration
 }
 
 // Read reads on.
 func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.Reader.Read(p)
-	if n > 0 {
-		w.seen()
-	}
-	return n, err
+	w.timer.Reset(w.limit)
+	defer w.timer.Stop()
+	return w.Reader.Read(p)
 }
 
 func (c *Client) readAssignments(ctx context.Context, down io.Reader, acks chan uint64, onAssignment func(Assignment)) error {

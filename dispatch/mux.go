@@ -180,13 +180,19 @@ func (q *queue) Close() error {
 func (q *queue) Addr() net.Addr { return q.addr }
 
 // raftLayer is raft's share of the port. Its Close also closes the connections
-// that it has accepted: raft's own transport leaves them open.
+// that it has accepted: raft's own transport leaves them open. When the server
+// ends first, Accept waits for Close: an error would be one to report.
 type raftLayer struct {
 	*queue
 	server *Server
+	ended  chan struct{} // closed when the server has ended
 
 	mu   sync.Mutex
-	open map[*raftConn]struct{} // nil once closed
+	open map[*raftConn]struct{} // nil once there are to be no more
+}
+
+func newRaftLayer(s *Server) *raftLayer {
+	return &raftLayer{queue: newQueue(s.c.Listener.Addr()), server: s, ended: make(chan struct{}), open: make(map[*raftConn]struct{})}
 }
 
 // raftConn is an accepted connection of raft.
@@ -195,20 +201,22 @@ type raftConn struct {
 	layer *raftLayer
 }
 
-// Accept returns the next connection of another manager.
-func (l *raftLayer) Accept() (net.Conn, error) {
-	conn, err := l.queue.Accept()
-	if err != nil {
-		return nil, err
-	}
+func (l *raftLayer) put(conn net.Conn) error {
 	c := &raftConn{conn, l}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.open == nil {
-		return nil, errors.Join(net.ErrClosed, conn.Close())
+		l.mu.Unlock()
+		return net.ErrClosed
 	}
 	l.open[c] = struct{}{}
-	return c, nil
+	l.mu.Unlock()
+	select {
+	case l.conns <- c:
+		return nil
+	case <-l.closed:
+	case <-l.ended:
+	}
+	return errors.Join(net.ErrClosed, c.Close())
 }
 
 // Close closes the connection.
@@ -221,15 +229,25 @@ func (c *raftConn) Close() error {
 
 // Close ends Accept and all accepted connections.
 func (l *raftLayer) Close() error {
+	err := l.queue.Close()
+	l.drop()
+	return err
+}
+
+// end is the end of the server.
+func (l *raftLayer) end() {
+	close(l.ended)
+	l.drop()
+}
+
+func (l *raftLayer) drop() {
 	l.mu.Lock()
 	open := l.open
 	l.open = nil
 	l.mu.Unlock()
-	err := l.queue.Close()
 	for c := range open {
 		c.Conn.Close() // raft hears of it by its next read
 	}
-	return err
 }
 
 // Dial connects to the raft of the manager at the address.

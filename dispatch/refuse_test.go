@@ -150,6 +150,9 @@ func TestRaftIsForManagers(t *testing.T) {
 	}
 	conn.Close()
 	s.end(t)
+	if err := layer.Close(); err != nil {
+		t.Error(err)
+	}
 	if conn, open := <-accepted; open {
 		t.Errorf("raft was given %v", conn.RemoteAddr())
 	}

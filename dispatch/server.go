@@ -62,7 +62,7 @@ func NewServer(c Config) *Server {
 		c.Heartbeat = defaultHeartbeat
 	}
 	s := &Server{c: c, joins: rate.NewLimiter(joinsPerSecond, joinsAtOnce), sessions: make(map[netd.NodeID]*session)}
-	s.raft = &raftLayer{queue: newQueue(c.Listener.Addr()), server: s, open: make(map[*raftConn]struct{})}
+	s.raft = newRaftLayer(s)
 	s.SetTLS(c.TLS)
 	if c.Manager != nil {
 		s.SetManager(c.Manager)
@@ -81,8 +81,8 @@ func (s *Server) SetTLS(conf *tls.Config) {
 	s.tls.Store(conf)
 }
 
-// RaftLayer returns raft's connections over the server's port. Whoever takes them
-// must be done with them before Run ends.
+// RaftLayer returns raft's connections over the server's port. They end with Run,
+// and whoever accepts them closes the layer.
 func (s *Server) RaftLayer() raft.StreamLayer { return s.raft }
 
 // Run serves until ctx ends; then it closes every connection and returns when
@@ -108,7 +108,8 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return s.accept(ctx, rpcs) })
 	<-ctx.Done()
-	closing := errors.Join(s.c.Listener.Close(), s.raft.Close(), web.Close())
+	s.raft.end()
+	closing := errors.Join(s.c.Listener.Close(), web.Close())
 	err := group.Wait()
 	calls.wait()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"netd"
@@ -59,8 +60,9 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, m Manager, who 
 	}
 	acks := make(chan uint64)
 	reading := make(chan error, 1)
+	patience := &patience{control: control}
 	go func() {
-		reading <- s.readReports(ctx, r, control, func(report upMessage) error {
+		reading <- s.readReports(ctx, r, patience, func(report upMessage) error {
 			if err := m.Report(ctx, who.Node, report.Report); err != nil {
 				return fmt.Errorf("store report: %w", err)
 			}
@@ -75,15 +77,39 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, m Manager, who 
 	}()
 	err = write(ctx, w, assignments, acks)
 	cancel()
-	// Only its deadline wakes a reader that waits for the node.
-	err = errors.Join(err, control.SetReadDeadline(time.Unix(1, 0)), <-reading)
+	err = errors.Join(err, patience.end(), <-reading)
 	s.c.Log.Debug("session ended", "node", who.Node, "err", err)
 }
 
-func (s *Server) readReports(ctx context.Context, r *http.Request, control *http.ResponseController, store func(upMessage) error) error {
+// patience is how long to wait for the node. Nothing but its end wakes a reader.
+type patience struct {
+	control *http.ResponseController
+
+	mu    sync.Mutex
+	ended bool
+}
+
+// until waits until then, or without a limit if that is zero.
+func (p *patience) until(then time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return context.Canceled
+	}
+	return p.control.SetReadDeadline(then)
+}
+
+func (p *patience) end() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	return p.control.SetReadDeadline(time.Unix(1, 0))
+}
+
+func (s *Server) readReports(ctx context.Context, r *http.Request, p *patience, store func(upMessage) error) error {
 	body := bufio.NewReader(r.Body)
 	for ctx.Err() == nil {
-		if err := control.SetReadDeadline(time.Now().Add(missed * s.c.Heartbeat)); err != nil {
+		if err := p.until(time.Now().Add(missed * s.c.Heartbeat)); err != nil {
 			return err
 		}
 		text, err := readLine(body, maxReport)
@@ -93,6 +119,10 @@ func (s *Server) readReports(ctx context.Context, r *http.Request, control *http
 		var m upMessage
 		if err := json.Unmarshal(text, &m); err != nil {
 			return fmt.Errorf("read report: %w", err)
+		}
+		// The manager's own time does not count as the node's silence.
+		if err := p.until(time.Time{}); err != nil {
+			return err
 		}
 		if err := store(m); err != nil {
 			return err
