@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"netd"
@@ -144,7 +145,7 @@ func (c *compiler) overlay(n netd.Network) vxlan.Network {
 	peers := map[netip.Addr]vxlan.MAC{}
 	for _, e := range c.Snapshot.Endpoints {
 		at, known := c.nodes[e.Node]
-		if e.Network != n.ID || e.Node == c.Self || !known {
+		if e.Network != n.ID || e.Node == c.Self || !known || at.Addr == c.Addr {
 			continue
 		}
 		peers[at.Addr] = vxlan.MAC(netd.RouterMAC(at.ID))
@@ -176,7 +177,7 @@ func (c *compiler) ports(n netd.Network) []vxlan.Port {
 				continue
 			}
 			ports = append(ports, vxlan.Port{
-				Name: portName(t.ID), NetNS: t.NetNS, Iface: "eth" + string(rune('0'+i)), Addr: a.Addr,
+				Name: portName(t.ID), NetNS: t.NetNS, Iface: "eth" + strconv.Itoa(i), Addr: a.Addr,
 				First: i == 0, Default: i == way,
 			})
 		}

@@ -27,7 +27,11 @@ func Kept(dir string) (*dispatch.Assignment, error) {
 		return nil, fmt.Errorf("read assignment: %w", err)
 	}
 	a := &dispatch.Assignment{}
-	if err := json.Unmarshal(data, a); err != nil {
+	err = json.Unmarshal(data, a)
+	if err == nil && (a.Node.ID == "" || len(a.GossipKeys) == 0) {
+		err = errors.New("it names no node or holds no gossip key")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read assignment: the file %q is corrupt: %w; move it away and start again, the managers will send a new one", file, err)
 	}
 	return a, nil

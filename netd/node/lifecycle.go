@@ -45,7 +45,8 @@ type situation struct {
 	wanted *swarm.Task
 	// actual is what the runtime has of it; nil when nothing.
 	actual *task.Status
-	// refusal is why the runtime cannot run it, or nil.
+	// refusal is why the runtime cannot run it, or could not prepare or start it;
+	// or nil.
 	refusal error
 	// plugged is true once all of the task's interfaces are in place.
 	plugged bool
@@ -74,6 +75,8 @@ func decide(s situation) step {
 	switch {
 	case s.actual == nil && leaving:
 		return step{do: wait, report: s.status(swarm.TaskStateShutdown, "shutdown", "")}
+	case s.actual == nil && terminal(s.wanted.Status.State):
+		return step{do: wait} // it has had its run, and nothing of it is left
 	case s.actual == nil && s.refusal != nil:
 		return step{do: wait, report: s.status(swarm.TaskStateRejected, "preparing", s.refusal.Error())}
 	case s.actual == nil && begun(s.wanted.Status.State):
@@ -96,6 +99,9 @@ func decide(s situation) step {
 // created: the namespace exists; the process waits for its network and for the
 // managers' word.
 func (s situation) created() step {
+	if s.refusal != nil || terminal(s.wanted.Status.State) {
+		return step{do: wait, report: s.status(swarm.TaskStateFailed, "starting", text(s.refusal))}
+	}
 	if !s.plugged {
 		return step{do: wait, report: s.status(swarm.TaskStatePreparing, "preparing", s.actual.Err)}
 	}
@@ -149,6 +155,13 @@ func (s situation) ended(leaving bool) step {
 	default:
 		return step{do: wait, report: s.status(swarm.TaskStateComplete, "finished", "")}
 	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // status words a report, or nil where the managers have it already. Time stays

@@ -30,6 +30,9 @@ func TestDecide(t *testing.T) {
 	}{
 		"assigned and unknown: make it":       {situation{wanted: wanted(running, assigned)}, prepare, swarm.TaskStatePreparing, 0},
 		"the runtime refuses it":              {situation{wanted: wanted(running, assigned), refusal: errors.New("no")}, wait, swarm.TaskStateRejected, 0},
+		"it could not be started":             {situation{wanted: wanted(running, assigned), actual: actual(task.Created, task.HealthNone, 0), plugged: true, refusal: errors.New("no")}, wait, swarm.TaskStateFailed, 0},
+		"it failed, and was not started":      {situation{wanted: wanted(running, swarm.TaskStateFailed), actual: actual(task.Created, task.HealthNone, 0), plugged: true}, wait, none, 0},
+		"it ended, and nothing is left of it": {situation{wanted: wanted(running, swarm.TaskStateComplete)}, wait, none, 0},
 		"it ran, and is gone":                 {situation{wanted: wanted(running, running)}, wait, swarm.TaskStateFailed, 0},
 		"never begun and not wanted":          {situation{wanted: wanted(shutdown, assigned)}, wait, shutdown, 0},
 		"made, interfaces missing":            {situation{wanted: wanted(running, assigned), actual: actual(task.Created, task.HealthNone, 0)}, wait, swarm.TaskStatePreparing, 0},

@@ -102,7 +102,7 @@ type Config struct {
 	Log    *slog.Logger
 }
 
-// Node reconciles one host. Make it with Open; its owner runs Run.
+// Node reconciles one host. Make it with New; its owner runs Run.
 type Node struct {
 	Config
 	assigned atomic.Pointer[dispatch.Assignment]
@@ -115,11 +115,12 @@ type Node struct {
 	tasks   map[netd.TaskID]*progress
 	plugged map[netd.TaskID]bool
 	kept    *dispatch.Assignment // what assignment.json holds
-	told    uint64               // the generation last reported as applied
+	told    *dispatch.Assignment // the one last reported as applied: generations begin anew with each session
 	workers *errgroup.Group
 
 	busyMu sync.Mutex
-	busy   map[netd.TaskID]bool // guarded by busyMu: a worker is at the task
+	busy   map[netd.TaskID]bool  // guarded by busyMu: a worker is at the task
+	failed map[netd.TaskID]error // guarded by busyMu: why it could not be prepared or started
 }
 
 // Applied is the outcome of the last pass.
@@ -147,11 +148,11 @@ type progress struct {
 func New(c Config) *Node {
 	return &Node{
 		Config: c, wake: make(chan struct{}, 1), tasks: map[netd.TaskID]*progress{},
-		plugged: map[netd.TaskID]bool{}, busy: map[netd.TaskID]bool{},
+		plugged: map[netd.TaskID]bool{}, busy: map[netd.TaskID]bool{}, failed: map[netd.TaskID]error{},
 	}
 }
 
-// Assign takes a new assignment and keeps it on disk, so that a restart without
+// Assign takes a new assignment. Run keeps it on disk, so that a restart without
 // managers goes on with it.
 func (n *Node) Assign(a dispatch.Assignment) {
 	n.assigned.Store(&a)
@@ -241,8 +242,8 @@ func (n *Node) pass(ctx context.Context, now time.Time) time.Duration {
 	}
 	err = errors.Join(err, mtuErr)
 	n.applied.Store(&Applied{At: now, Generation: a.Generation, Took: time.Since(now), Err: err})
-	if err == nil && n.told != a.Generation {
-		n.told = a.Generation
+	if err == nil && n.told != a {
+		n.told = a
 		n.Report(dispatch.Report{Applied: a.Generation})
 	}
 	if err != nil {

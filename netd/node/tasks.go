@@ -1,8 +1,8 @@
 package node
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -122,8 +122,11 @@ func (n *Node) step(ctx context.Context, a *dispatch.Assignment, statuses map[ne
 	withdrawn := []*progress{}
 	for _, id := range slices.Sorted(maps.Keys(wanted)) {
 		p := n.progress(id)
-		s := n.situation(wanted[id], statuses, id, p, now)
-		next := decide(s)
+		var actual *task.Status
+		if status, ok := statuses[id]; ok {
+			actual = &status
+		}
+		next := decide(n.situation(a, wanted[id], id, actual, now))
 		if next.do == drain {
 			p.draining = now
 			withdrawn = append(withdrawn, p)
@@ -160,12 +163,11 @@ func (n *Node) progress(id netd.TaskID) *progress {
 	return p
 }
 
-func (n *Node) situation(wanted *swarm.Task, statuses map[netd.TaskID]task.Status, id netd.TaskID, p *progress, now time.Time) situation {
-	s := situation{wanted: wanted, plugged: n.plugged[id], draining: p.draining, now: now}
-	if actual, ok := statuses[id]; ok {
-		s.actual = &actual
-	} else if wanted != nil {
-		s.refusal = errors.Join(n.Runtime.Check(spec(wanted, n.Assignment(), n.Name)), task.Unsupported(wanted.Spec))
+func (n *Node) situation(a *dispatch.Assignment, wanted *swarm.Task, id netd.TaskID, actual *task.Status, now time.Time) situation {
+	p := n.progress(id)
+	s := situation{wanted: wanted, actual: actual, plugged: n.plugged[id], draining: p.draining, now: now, refusal: n.failure(id)}
+	if actual == nil && wanted != nil && s.refusal == nil {
+		s.refusal = cmp.Or(n.Runtime.Check(spec(wanted, a, n.Name)), task.Unsupported(wanted.Spec))
 	}
 	if !p.draining.IsZero() {
 		if p.acknowledged.IsZero() && len(n.Gossip.Acked(p.version)) == 0 {
@@ -223,6 +225,10 @@ func (n *Node) act(ctx context.Context, a *dispatch.Assignment, t *swarm.Task, i
 		defer n.release(id)
 		if err := work(); err != nil && ctx.Err() == nil {
 			n.Log.Error("act on task", "task", id, "action", do.String(), "err", err)
+			if do == prepare || do == start {
+				n.fail(id, err) // the managers may find a better node
+				return nil
+			}
 			pause(ctx, time.Second)
 		}
 		return nil
@@ -245,11 +251,27 @@ func (n *Node) release(id netd.TaskID) {
 	delete(n.busy, id)
 }
 
+// fail remembers why a task cannot be.
+func (n *Node) fail(id netd.TaskID, err error) {
+	n.busyMu.Lock()
+	defer n.busyMu.Unlock()
+	n.failed[id] = err
+}
+
+func (n *Node) failure(id netd.TaskID) error {
+	n.busyMu.Lock()
+	defer n.busyMu.Unlock()
+	return n.failed[id]
+}
+
 // forget drops what was remembered of tasks that are neither wanted nor here.
 func (n *Node) forget(wanted map[netd.TaskID]*swarm.Task) {
+	n.busyMu.Lock()
+	defer n.busyMu.Unlock()
 	for id := range n.tasks {
 		if _, ok := wanted[id]; !ok {
 			delete(n.tasks, id)
+			delete(n.failed, id)
 		}
 	}
 }
