@@ -60,6 +60,19 @@ func NewClient(c ClientConfig) *Client {
 // is older; statuses are kept until a manager has stored them.
 func (c *Client) Send(r Report) { c.outbox.add(r) }
 
+// Leave tells the managers that this node leaves the swarm for good, and waits
+// until one of them has stored it or ctx ends. Run must be running, and should be
+// ended next: a later session would make the node a member again for a moment.
+func (c *Client) Leave(ctx context.Context) error {
+	c.outbox.add(Report{Leaving: true})
+	select {
+	case <-c.outbox.left:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("tell the managers that the node leaves: %w", context.Cause(ctx))
+	}
+}
+
 // Connected tells whether a session is open.
 func (c *Client) Connected() bool { return c.connected.Load() }
 

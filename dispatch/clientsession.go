@@ -145,7 +145,7 @@ func (c *Client) writeReports(ctx context.Context, up io.Writer, acks <-chan uin
 			acked = max(acked, seq)
 		case <-c.outbox.bell:
 		case <-beat.C:
-			if err := enc.Encode(upMessage{Seq: sent}); err != nil {
+			if err := enc.Encode(c.outbox.beat(sent)); err != nil {
 				return fmt.Errorf("send heartbeat: %w", err)
 			}
 		}

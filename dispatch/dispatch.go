@@ -64,6 +64,9 @@ type Assignment struct {
 	// Tasks of the node that must run or be stopped.
 	Tasks    []swarm.Task
 	Snapshot netd.Snapshot
+	// Members are all nodes of the swarm, sorted: what is remembered of others may
+	// be forgotten.
+	Members []netd.NodeID
 	// ServiceNames are the names of the services of Tasks, by ID.
 	ServiceNames map[string]string
 	GossipKeys   [][]byte
@@ -82,6 +85,8 @@ type Report struct {
 	// Applied is the Generation of the newest assignment that the node has put
 	// into effect.
 	Applied uint64
+	// Leaving is true in the last reports of a node that leaves the swarm for good.
+	Leaving bool
 }
 
 // TaskStatus is the state of one task of the node.

@@ -21,6 +21,9 @@ type outbox struct {
 	description queued[*swarm.NodeDescription]
 	addr        queued[netip.Addr]
 	applied     queued[uint64]
+	leaving     queued[bool]
+	// left is closed when a manager has stored that the node leaves.
+	left chan struct{}
 }
 
 type queued[T any] struct {
@@ -29,7 +32,7 @@ type queued[T any] struct {
 }
 
 func newOutbox() *outbox {
-	return &outbox{bell: make(chan struct{}, 1), statuses: make(map[string]queued[swarm.TaskStatus])}
+	return &outbox{bell: make(chan struct{}, 1), statuses: make(map[string]queued[swarm.TaskStatus]), left: make(chan struct{})}
 }
 
 func (o *outbox) add(r Report) {
@@ -47,6 +50,9 @@ func (o *outbox) add(r Report) {
 	}
 	if r.Applied != 0 {
 		o.applied = queued[uint64]{r.Applied, o.seq}
+	}
+	if r.Leaving && !o.leaving.value {
+		o.leaving = queued[bool]{true, o.seq}
 	}
 	o.ring()
 }
@@ -83,7 +89,16 @@ func (o *outbox) after(sent uint64) (m upMessage, any bool) {
 	if changed(o.applied.seq) {
 		m.Report.Applied = o.applied.value
 	}
+	changed(o.leaving.seq)
+	m.Report.Leaving = o.leaving.value // in every message from then on, or the node would count as back
 	return m, m.Seq > sent
+}
+
+// beat is the heartbeat between messages.
+func (o *outbox) beat(sent uint64) upMessage {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return upMessage{Seq: sent, Report: Report{Leaving: o.leaving.value}}
 }
 
 // stored forgets the statuses up to the number, which a manager has stored.
@@ -93,6 +108,13 @@ func (o *outbox) stored(seq uint64) {
 	for id, s := range o.statuses {
 		if s.seq <= seq {
 			delete(o.statuses, id)
+		}
+	}
+	if o.leaving.value && o.leaving.seq <= seq {
+		select {
+		case <-o.left:
+		default:
+			close(o.left)
 		}
 	}
 }

@@ -160,7 +160,7 @@ func (o *Orchestrator) Report(ctx context.Context, node netd.NodeID, r dispatch.
 	}
 	now := o.now()
 	o.checkIn(node, now)
-	if n.Status.State == swarm.NodeStateReady && len(r.Statuses) == 0 && r.Description == nil && !r.Addr.IsValid() {
+	if n.Status.State == swarm.NodeStateReady && !r.Leaving && len(r.Statuses) == 0 && r.Description == nil && !r.Addr.IsValid() {
 		return nil
 	}
 	return o.store.Update(ctx, func(tx *store.Tx) error {
@@ -181,10 +181,14 @@ func (o *Orchestrator) Report(ctx context.Context, node netd.NodeID, r dispatch.
 	})
 }
 
-// noteNode makes the node ready and takes over what it says of itself.
+// noteNode makes the node ready, or down if it leaves, and takes over what it says
+// of itself.
 func (p *pass) noteNode(n *swarm.Node, r dispatch.Report) {
 	c := *n
 	c.Status.State, c.Status.Message = swarm.NodeStateReady, ""
+	if r.Leaving {
+		c.Status.State, c.Status.Message = swarm.NodeStateDown, "the node has left the swarm"
+	}
 	if r.Description != nil {
 		c.Description = *r.Description
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -167,6 +168,53 @@ func TestReportDescription(t *testing.T) {
 		}
 		if n := w.store.View().Node("n2"); n.Description.Hostname != "renamed" || n.Status.Addr != "192.0.2.77" {
 			t.Errorf("got %+v", n)
+		}
+	})
+}
+
+// A node that leaves is down at once, and its tasks are placed elsewhere without
+// a wait; until it is removed it stays in everybody's list of members. Coming back,
+// as after a leave that failed, it is ready again.
+func TestLeavingNode(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		_, _, err := w.o.CreateService(w.ctx, spec("web", "ok", 6))
+		w.must(err)
+		w.settle()
+		if n := len(w.assignment("n2").Tasks); n != 2 {
+			t.Fatalf("n2 has %d tasks, want 2", n)
+		}
+		begun := time.Now()
+		w.cut["n2"] = true
+		w.must(w.o.Report(w.ctx, "n2", dispatch.Report{Leaving: true}))
+		if s := w.store.View().Node("n2").Status; s.State != swarm.NodeStateDown || s.Message != "the node has left the swarm" {
+			t.Errorf("got %+v", s)
+		}
+		version := w.store.View().Node("n2").Version.Index
+		w.must(w.o.Report(w.ctx, "n2", dispatch.Report{Leaving: true}))
+		if again := w.store.View().Node("n2").Version.Index; again != version {
+			t.Error("what was known was written again")
+		}
+		w.advance(6 * time.Second) // the default delay of a restart is 5 s
+		running := 0
+		for _, task := range w.store.View().Tasks() {
+			if task.Status.State == swarm.TaskStateRunning && task.DesiredState == swarm.TaskStateRunning && task.NodeID != "n2" {
+				running++
+			}
+		}
+		if running != 6 {
+			t.Errorf("%s later %d of 6 tasks run elsewhere:\n%s", time.Since(begun), running, w.tasks())
+		}
+		if got := w.assignment("n1").Members; !slices.Equal(got, []netd.NodeID{"n1", "n2", "n3"}) {
+			t.Errorf("members %v", got)
+		}
+		_, err = w.o.Attach(w.ctx, "n2")
+		w.must(err)
+		if s := w.store.View().Node("n2").Status; s.State != swarm.NodeStateReady || s.Message != "" {
+			t.Errorf("come back: got %+v", s)
+		}
+		w.must(w.o.RemoveNode(w.ctx, "n2", true))
+		if got := w.assignment("n1").Members; !slices.Equal(got, []netd.NodeID{"n1", "n3"}) {
+			t.Errorf("members %v after a removal", got)
 		}
 	})
 }

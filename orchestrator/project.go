@@ -28,6 +28,7 @@ type projection struct {
 	hosts     map[string]map[string]bool // by network, the nodes of its endpoints
 	peers     []netip.AddrPort
 	managers  []string
+	members   []netd.NodeID // sorted as the store is
 }
 
 func newProjection(tx *store.Tx) *projection {
@@ -41,6 +42,7 @@ func newProjection(tx *store.Tx) *projection {
 	}
 	for _, n := range tx.Nodes() {
 		pr.nodes[n.ID] = n
+		pr.members = append(pr.members, netd.NodeID(n.ID))
 		if addr, err := netip.ParseAddr(n.Status.Addr); err == nil {
 			pr.peers = append(pr.peers, netip.AddrPortFrom(addr, gossipPort))
 		}
@@ -145,6 +147,7 @@ func (pr *projection) assignment(node netd.NodeID) (a dispatch.Assignment, ok bo
 		GossipKeys:   cluster.GossipKeys,
 		GossipPeers:  pr.peers,
 		Managers:     pr.managers,
+		Members:      pr.members,
 		DataPathPort: cluster.DataPathPort,
 	}
 	on := map[string]bool{}
