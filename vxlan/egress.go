@@ -171,7 +171,10 @@ func egressValue(c *nftables.Conn, table *nftables.Table) string {
 	want := map[string][][]expr.Any{}
 	out := nftables.Chain{Name: "output", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw}
 	for _, exprs := range have[chainID(&out)] {
-		if cmp, ok := exprs[len(exprs)-2].(*expr.Cmp); len(exprs) > 1 && ok && len(cmp.Data) == 2 {
+		if len(exprs) < 2 {
+			continue // somebody else's, such as a lone accept
+		}
+		if cmp, ok := exprs[len(exprs)-2].(*expr.Cmp); ok && len(cmp.Data) == 2 {
 			ports = append(ports, binary.BigEndian.Uint16(cmp.Data))
 		}
 	}

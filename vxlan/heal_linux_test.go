@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -133,7 +135,15 @@ func otherDamages(h *labHost, container string, n Network) map[string]damaging {
 		}},
 		"forwarding":           {h.ns, func(*netns.Handle) error { return netns.SetSysctl(h.overlay.path(""), "net/ipv4/ip_forward", "0") }},
 		"egress table removed": {h.ns, func(*netns.Handle) error { return h.overlay.setEgress(op{verb: verbDel}) }},
+		"strange egress rule":  {h.ns, func(*netns.Handle) error { return h.overlay.nft(addAccept) }},
 	}
+}
+
+// addAccept is nft add rule ip netd-egress output accept.
+func addAccept(c *nftables.Conn) error {
+	table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: egressTable}
+	c.AddRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: "output"}, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}})
+	return c.Flush()
 }
 
 func rename(h *netns.Handle, from, to string) error {
