@@ -200,9 +200,10 @@ func TestRootSwap(t *testing.T) {
 	}
 	close(stop)
 	asking.Wait()
-	good := counts["NOERROR 10.0.1.2"] + counts["NOERROR 10.0.1.99"]
-	if len(counts) != 2 || good < 100 {
-		t.Errorf("answers: %v", counts)
+	delete(counts, "NOERROR 10.0.1.2")
+	delete(counts, "NOERROR 10.0.1.99")
+	if len(counts) > 0 {
+		t.Errorf("other answers: %v", counts)
 	}
 	if after := s.open[socketKey{ns, addr(testServer)}]; after != before {
 		t.Error("the sockets were opened anew")
