@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
 	"strconv"
@@ -42,8 +43,12 @@ func advertised(given string) (netip.Addr, uint16, error) {
 
 // splitPort splits HOST[:PORT]; an IPv6 address without a port needs no brackets.
 func splitPort(given string) (host string, port uint16, err error) {
-	if _, err := netip.ParseAddr(given); err == nil || !strings.Contains(given, ":") {
-		return given, 0, nil
+	bare := given
+	if strings.HasPrefix(given, "[") && strings.HasSuffix(given, "]") {
+		bare = given[1 : len(given)-1]
+	}
+	if _, err := netip.ParseAddr(bare); err == nil || !strings.Contains(given, ":") {
+		return bare, 0, nil
 	}
 	host, text, err := net.SplitHostPort(given)
 	if err != nil {
@@ -101,6 +106,29 @@ func onlyAddress() (netip.Addr, error) {
 		return found[0], nil
 	}
 	return netip.Addr{}, netd.Errorf(netd.ErrInvalid, "could not choose an IP address to advertise since this system has multiple addresses (%s) - specify one with --advertise-addr", join(found))
+}
+
+// checkOwn refuses an address that this host cannot send from: the gossip and the
+// overlay are bound to it.
+func checkOwn(what string, addr netip.Addr) error {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return err
+	}
+	var own []netip.Addr
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err != nil {
+			continue
+		}
+		if p.Addr().Unmap() == addr {
+			return nil
+		}
+		if !p.Addr().IsLoopback() && !p.Addr().IsLinkLocalUnicast() {
+			own = append(own, p.Addr())
+		}
+	}
+	return netd.Errorf(netd.ErrInvalid, "%s address %s is not an address of this host, which has %s", what, addr, cmp.Or(join(own), "none"))
 }
 
 // interfaceAddresses lists the IPv4 addresses of an interface that other hosts

@@ -50,6 +50,13 @@ func (o *options) flags(name string) *flag.FlagSet {
 }
 
 func (o *options) complete() error {
+	for _, dir := range []*string{&o.DataDir, &o.RunDir} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return fmt.Errorf("find folder %q: %w", *dir, err)
+		}
+		*dir = abs
+	}
 	if o.Socket == "" {
 		o.Socket = filepath.Join(o.RunDir, "netd.sock")
 	}
@@ -132,6 +139,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	listener, err := listenSocket(d.Socket)
 	if err != nil {
 		return err
+	}
+	if err := d.rehearse(ctx, filepath.Join(d.RunDir, "rehearsal")); err != nil {
+		return errors.Join(err, listener.Close())
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	d.group, d.ctx = group, gctx
@@ -219,11 +229,20 @@ func lockDir(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
+// maxSocketPath in bytes is what sockaddr_un holds beside its final zero (unix(7)).
+const maxSocketPath = 107
+
 // listenSocket opens the API's socket for root alone. A socket file that nobody
 // answers on is left from a crash and replaced.
 func listenSocket(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, netd.Errorf(netd.ErrInvalid, "socket %q: the path has %d bytes, at most %d are possible; give a shorter one with --socket", path, len(path), maxSocketPath)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of the socket: %w", err)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket == 0 {
+		return nil, netd.Errorf(netd.ErrInvalid, "socket %q: there is something else, which is left as it is; give another path with --socket, or move it away", path)
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()

@@ -50,11 +50,16 @@ func (d *Daemon) Facts() debug.Facts {
 	return f
 }
 
-// current host, or why there is none.
+// currentHost, or why there is none.
 func (d *Daemon) currentHost() (*host, error) {
-	m := d.current()
-	if m == nil {
+	d.mu.Lock()
+	m, failed := d.member, d.failed
+	d.mu.Unlock()
+	switch {
+	case m == nil:
 		return nil, netd.Errorf(netd.ErrUnavailable, textNoSwarm)
+	case failed != nil:
+		return nil, netd.Errorf(netd.ErrUnavailable, textEnded, failed)
 	}
 	h := m.host.Load()
 	if h == nil {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,14 +54,49 @@ func (f files) load() (*identity, []byte, error) {
 		return nil, nil, fmt.Errorf("read membership: %w", err)
 	}
 	id := &identity{}
-	if err := json.Unmarshal(data, id); err != nil || id.NodeID == "" {
-		return nil, nil, fmt.Errorf("read membership: the file %q is corrupt: %v; restore it from a backup, or remove the data directory and join the swarm again", f.identity(), err)
+	if err := cmp.Or(json.Unmarshal(data, id), id.check()); err != nil {
+		return nil, nil, fmt.Errorf("read membership: the file %q is corrupt: %w; restore it from a backup, or remove the data directory and join the swarm again", f.identity(), err)
 	}
 	key, err := os.ReadFile(f.key())
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the node's private key: %w; restore it from a backup, or remove the data directory and join the swarm again", err)
 	}
+	if _, _, err := id.credentials(key); err != nil {
+		return nil, nil, fmt.Errorf("read membership: the files %q and %q are corrupt or do not belong together: %w; restore them from a backup, or remove the data directory and join the swarm again", f.identity(), f.key(), err)
+	}
 	return id, key, nil
+}
+
+// check finds what is missing.
+func (id *identity) check() error {
+	switch {
+	case id.NodeID == "":
+		return errors.New("it names no node")
+	case !id.Advertise.IsValid() || !id.DataPath.IsValid() || id.Port == 0:
+		return errors.New("it lacks an address of the node")
+	case id.Role != pki.Manager && id.Role != pki.Worker:
+		return fmt.Errorf("the role %q is none", id.Role)
+	}
+	_, err := netip.ParseAddrPort(id.Listen)
+	return err
+}
+
+// credentials are what the node shows to others, after a check that they belong
+// together and to this identity.
+func (id *identity) credentials(key []byte) (tls.Certificate, pki.CA, error) {
+	ca, err := pki.LoadCA(id.CA, nil)
+	if err != nil {
+		return tls.Certificate{}, pki.CA{}, err
+	}
+	cert, err := pki.Certificate(id.Certificate, key, ca)
+	if err != nil {
+		return tls.Certificate{}, pki.CA{}, err
+	}
+	want := pki.Subject{Node: id.NodeID, Role: id.Role, Cluster: id.ClusterID}
+	if got, err := pki.SubjectOf(cert.Leaf); err != nil || got != want {
+		return tls.Certificate{}, pki.CA{}, fmt.Errorf("the certificate is of %+v, not of %+v", got, want)
+	}
+	return cert, ca, nil
 }
 
 func (f files) save(id *identity) error {

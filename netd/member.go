@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,12 +10,13 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"crypto/tls"
-
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"netd"
 	"netd/balancer"
@@ -34,21 +36,24 @@ import (
 // orchestrator too.
 type member struct {
 	options
-	id     *identity
-	files  files
-	kind   balancer.Kind
-	log    *slog.Logger
-	client *dispatch.Client
+	id      *identity
+	files   files
+	kind    balancer.Kind
+	log     *slog.Logger
+	client  *dispatch.Client
+	runtime *task.Runtime
 
 	// Set on managers only.
 	server  *dispatch.Server
 	store   *store.Store
 	control *orchestrator.Orchestrator
 
-	// first is closed by the first assignment.
+	// first is closed by the first assignment, which may be that of the last run.
 	first    chan struct{}
 	assigned atomic.Pointer[dispatch.Assignment]
 	host     atomic.Pointer[host]
+	// taking keeps an older assignment from replacing a newer one.
+	taking sync.Mutex
 
 	cancel context.CancelCauseFunc
 	done   chan struct{}
@@ -62,6 +67,9 @@ type host struct {
 	overlay  *vxlan.Overlay
 	balancer *balancer.Balancer
 	resolver *dns.Server
+	// members are those of the assignment that was taken last; guarded by
+	// member.taking.
+	members []netd.NodeID
 }
 
 // errLeft ends a membership that the user ended.
@@ -69,34 +77,52 @@ var errLeft = errors.New("the node leaves the swarm")
 
 func (o options) netnsDir() string { return filepath.Join(o.RunDir, "netns") }
 
-// newMember opens what the membership stands on: on a manager the port and the
-// store. Nothing runs yet.
+// newMember opens what the membership stands on: what an earlier run kept, and on a
+// manager the port and the store. A file that is damaged is an error that names
+// it, and stays as it is. Nothing runs yet.
 func newMember(d *Daemon, id *identity, key []byte) (*member, error) {
 	m := &member{
 		options: d.options, id: id, files: d.files, kind: d.kind, log: d.log,
 		first: make(chan struct{}), done: make(chan struct{}),
 	}
-	ca, err := pki.LoadCA(id.CA, nil)
-	if err != nil {
-		return nil, fmt.Errorf("read the swarm's root certificate: %w", err)
-	}
-	cert, err := pki.Certificate(id.Certificate, key, ca)
+	cert, ca, err := id.credentials(key)
 	if err != nil {
 		return nil, fmt.Errorf("read the node's certificate: %w", err)
 	}
+	if err := m.recall(); err != nil {
+		return nil, err
+	}
+	if m.runtime, err = openRuntime(d.options, d.log); err != nil {
+		return nil, err
+	}
 	if id.Role == pki.Manager {
 		if err := m.openManager(cert, ca); err != nil {
-			return nil, err
+			return nil, errors.Join(err, m.runtime.Close())
 		}
 	}
 	m.client = dispatch.NewClient(dispatch.ClientConfig{TLS: pki.ClientTLS(cert, ca), Managers: id.Managers, Log: m.log})
 	return m, nil
 }
 
+// recall takes up the assignment that the last run kept: a node goes on with it
+// where no manager answers.
+func (m *member) recall() error {
+	kept, err := node.Kept(m.files.node())
+	if err != nil || kept == nil {
+		return err
+	}
+	if kept.Node.ID != string(m.id.NodeID) {
+		return fmt.Errorf("read assignment: what is kept in %q is of node %s, this is node %s; move it away and start again, the managers will send a new one", m.files.node(), kept.Node.ID, m.id.NodeID)
+	}
+	m.assigned.Store(kept)
+	close(m.first)
+	return nil
+}
+
 func (m *member) openManager(cert tls.Certificate, ca pki.CA) error {
 	listener, err := net.Listen("tcp", m.id.Listen)
 	if err != nil {
-		return fmt.Errorf("listen for nodes: %w; another manager may run here: give this one its own port with --listen-addr", err)
+		return listenError(m.id.Listen, err)
 	}
 	m.server = dispatch.NewServer(dispatch.Config{
 		Listener: listener, TLS: pki.ServerTLS(cert, ca), Log: m.log,
@@ -112,13 +138,26 @@ func (m *member) openManager(cert tls.Certificate, ca pki.CA) error {
 	return nil
 }
 
+// listenError says how to get past a port that cannot be had.
+func listenError(addr string, err error) error {
+	_, port, _ := net.SplitHostPort(addr)
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return netd.Errorf(netd.ErrUnavailable, "TCP port %s, for the nodes of the swarm, is in use on this host (listen %s): stop its user, which 'ss -ltnp sport = :%s' shows; a new swarm can have another port: 'docker swarm init --listen-addr ADDRESS:PORT'", port, addr, port)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return netd.Errorf(netd.ErrInvalid, "cannot listen on %s: it is not an address of this host; give one of its own with --listen-addr", addr)
+	}
+	return fmt.Errorf("listen for nodes on %s: %w", addr, err)
+}
+
 // manager is where this node answers as a manager.
 func (id *identity) manager() string {
 	return netip.AddrPortFrom(id.Advertise, id.Port).String()
 }
 
 // Run does the member's part until ctx ends or the swarm no longer wants it.
-func (m *member) Run(ctx context.Context) error {
+func (m *member) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, m.runtime.Close()) }()
 	g, ctx := errgroup.WithContext(ctx)
 	if m.server != nil {
 		g.Go(func() error { return m.server.Run(ctx) })
@@ -141,7 +180,7 @@ func (m *member) assign(a dispatch.Assignment) {
 		}
 	}
 	if h := m.host.Load(); h != nil {
-		h.take(a, m.log)
+		m.take(h)
 		return
 	}
 	select {
@@ -151,39 +190,46 @@ func (m *member) assign(a dispatch.Assignment) {
 	}
 }
 
-func (h *host) take(a dispatch.Assignment, log *slog.Logger) {
-	h.gossip.SetPeers(a.GossipPeers)
-	if err := h.gossip.SetKeys(a.GossipKeys); err != nil {
-		log.Error("take the gossip keys", "err", err)
+// take hands the newest assignment to the host.
+func (m *member) take(h *host) {
+	m.taking.Lock()
+	defer m.taking.Unlock()
+	a := m.assigned.Load()
+	peers := make([]netip.AddrPort, 0, len(a.GossipPeers))
+	for _, p := range a.GossipPeers { // the managers know the addresses; the port is the same on all nodes
+		peers = append(peers, netip.AddrPortFrom(p.Addr(), uint16(m.GossipPort)))
 	}
-	h.node.Assign(a)
+	h.gossip.SetPeers(peers)
+	if err := h.gossip.SetKeys(a.GossipKeys); err != nil {
+		m.log.Error("take the gossip keys", "err", err)
+	}
+	// A node that was never listed may be one that has just joined: only who was a
+	// member and is none any more has been removed.
+	for _, id := range h.members {
+		if !slices.Contains(a.Members, id) {
+			h.gossip.Forget(id)
+		}
+	}
+	h.members = a.Members
+	h.node.Assign(*a)
 }
 
 // work runs this host's tasks and network. It begins with the assignment that
 // was kept from the last run, or waits for the first one: without it there is
 // neither a key to gossip with nor anything to do.
 func (m *member) work(ctx context.Context) error {
-	kept, err := node.Kept(m.files.node())
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-m.first:
+	}
+	h, err := m.openHost(*m.assigned.Load())
 	if err != nil {
 		return err
 	}
-	if kept == nil {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-m.first:
-		}
-		kept = m.assigned.Load()
-	}
-	h, err := m.openHost(*kept)
-	if err != nil {
-		return err
-	}
+	defer h.overlay.Close()
 	m.host.Store(h)
-	h.take(*kept, m.log)
-	if newest := m.assigned.Load(); newest != nil {
-		h.take(*newest, m.log)
-	}
+	m.take(h)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.gossip.Run(ctx) })
 	g.Go(func() error { return h.resolver.Run(ctx) })
@@ -193,25 +239,22 @@ func (m *member) work(ctx context.Context) error {
 }
 
 func (m *member) openHost(a dispatch.Assignment) (h *host, err error) {
-	h = &host{resolver: dns.New(m.log)}
-	if h.overlay, err = vxlan.New(m.netnsDir(), m.log); err != nil {
-		return nil, fmt.Errorf("open overlay: %w", err)
-	}
+	h = &host{resolver: dns.New(m.log), runtime: m.runtime}
 	if h.balancer, err = balancer.New(m.kind, m.log); err != nil {
 		return nil, fmt.Errorf("open balancer: %w", err)
-	}
-	if h.runtime, err = openRuntime(m.options, m.log); err != nil {
-		return nil, err
 	}
 	upstreams, err := dns.HostUpstreams("/etc/resolv.conf", netd.RouterAddr)
 	if err != nil {
 		m.log.Warn("no upstream resolver; only the swarm's own names are answered", "err", err)
 	}
+	if h.overlay, err = vxlan.New(m.netnsDir(), m.log); err != nil {
+		return nil, err
+	}
 	h.gossip, err = gossip.New(gossip.Config{
 		Node: m.id.NodeID, Addr: m.id.Advertise, Port: uint16(m.GossipPort), Keys: a.GossipKeys, Boot: m.id.Boot, Log: m.log,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open gossip: %w", err)
+		return nil, errors.Join(m.gossipError(err), h.overlay.Close())
 	}
 	h.node = node.New(node.Config{
 		Self: m.id.NodeID, Name: m.NodeName, Addr: m.id.DataPath, Port: uint16(a.DataPathPort),
@@ -220,6 +263,17 @@ func (m *member) openHost(a dispatch.Assignment) (h *host, err error) {
 		Report: m.client.Send, Log: m.log,
 	})
 	return h, nil
+}
+
+// gossipError says how to get past an address that the gossip cannot have.
+func (m *member) gossipError(err error) error {
+	switch text := err.Error(); { // memberlist passes on the text only
+	case strings.Contains(text, unix.EADDRINUSE.Error()):
+		return netd.Errorf(netd.ErrUnavailable, "port %d, TCP or UDP, for the gossip of the nodes, is in use on %s: stop its user, which 'ss -lntup sport = :%d' shows, and start netd again, or start it with another --gossip-port on all nodes", m.GossipPort, m.id.Advertise, m.GossipPort)
+	case strings.Contains(text, unix.EADDRNOTAVAIL.Error()):
+		return netd.Errorf(netd.ErrInvalid, "%s, under which the other nodes know this one, is no longer an address of this host: give it back, or run 'docker swarm leave --force' and join again with another --advertise-addr", m.id.Advertise)
+	}
+	return err
 }
 
 func openRuntime(o options, log *slog.Logger) (*task.Runtime, error) {
@@ -236,15 +290,30 @@ func (m *member) stop(cause error) {
 	<-m.done
 }
 
-// farewell tells the peers that this node goes, so that they need not find out.
+// farewellTime bounds how long the managers, and then the peers, may take to hear
+// that this node goes.
+const farewellTime = 2 * time.Second
+
+// farewell tells the managers and the peers that this node goes, so that they need
+// not find out.
 func (m *member) farewell(ctx context.Context) {
-	h := m.host.Load()
-	if h == nil {
-		return
+	select {
+	case <-m.done:
+		return // there is nobody left who could speak
+	default:
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	if err := h.gossip.Leave(ctx); err != nil {
-		m.log.Warn("take leave of the peers", "err", err)
+	if m.control == nil { // else the swarm ends with its only manager
+		ctx, cancel := context.WithTimeout(ctx, farewellTime)
+		defer cancel()
+		if err := m.client.Leave(ctx); err != nil {
+			m.log.Warn("the managers will find out by themselves that this node has left", "err", err)
+		}
+	}
+	if h := m.host.Load(); h != nil {
+		ctx, cancel := context.WithTimeout(ctx, farewellTime)
+		defer cancel()
+		if err := h.gossip.Leave(ctx); err != nil {
+			m.log.Warn("take leave of the peers", "err", err)
+		}
 	}
 }

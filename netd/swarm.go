@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -22,6 +23,7 @@ import (
 // Docker's own words, which clients look for (daemon/cluster/cluster.go).
 const (
 	textInSwarm    = `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`
+	textEnded      = "this node's part in the swarm has ended: %v"
 	textNoSwarm    = `This node is not part of a swarm`
 	textNotManager = `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`
 	textIsWorker   = `This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.`
@@ -78,7 +80,7 @@ func (d *Daemon) Control() (api.Control, error) {
 	case d.member == nil:
 		return nil, netd.Errorf(netd.ErrUnavailable, textNotManager)
 	case d.failed != nil:
-		return nil, netd.Errorf(netd.ErrUnavailable, "this node's part in the swarm has ended: %v", d.failed)
+		return nil, netd.Errorf(netd.ErrUnavailable, textEnded, d.failed)
 	case d.member.control == nil:
 		return nil, netd.Errorf(netd.ErrUnavailable, textIsWorker)
 	}
@@ -145,6 +147,9 @@ func (d *Daemon) newIdentity(listen, advertise, dataPath string) (*identity, err
 		port = advertisedPort
 	}
 	data, err := vtep(dataPath, addr)
+	if err == nil {
+		err = cmp.Or(checkOwn("advertise", addr), checkOwn("data path", data))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -223,28 +228,13 @@ func (d *Daemon) Join(ctx context.Context, r swarm.JoinRequest) error {
 		Token: r.JoinToken, CSR: csr, Description: *description(d.options, id), Addr: id.DataPath,
 		Availability: r.Availability, ListenAddr: id.manager(),
 	}
-	var reply dispatch.JoinReply
-	var errs []error
-	for _, remote := range r.RemoteAddrs {
-		if reply, err = dispatch.Join(ctx, withPort(remote), request); err == nil {
-			errs = nil
-			break
-		}
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
+	reply, err := askToJoin(ctx, r.RemoteAddrs, request)
+	if err != nil {
 		return err
 	}
 	id.NodeID, id.ClusterID, id.Managers = reply.NodeID, reply.ClusterID, reply.Managers
 	id.Role, id.CA, id.Certificate = pki.Worker, reply.CA, reply.Certificate
 	return d.enter(ctx, id, key, nil)
-}
-
-func withPort(addr string) string {
-	if host, port, err := listenAddress(addr); err == nil && port != 0 {
-		return host
-	}
-	return addr
 }
 
 // enter keeps the identity and begins the membership. What fails is undone.
@@ -312,10 +302,14 @@ func (d *Daemon) Leave(ctx context.Context, force bool) error {
 	m.farewell(ctx)
 	m.stop(errLeft)
 	if err := clearHost(context.WithoutCancel(ctx), d.options, d.log); err != nil {
-		return fmt.Errorf("leave the swarm: %w; run 'docker swarm leave' again, or stop the daemon and run 'netd cleanup'", err)
+		err = fmt.Errorf("leave the swarm: %w; run 'docker swarm leave --force' again, or stop the daemon and run 'netd cleanup'", err)
+		d.set(m, err)
+		return err
 	}
 	if err := d.files.remove(); err != nil {
-		return fmt.Errorf("forget the swarm: %w", err)
+		err = fmt.Errorf("forget the swarm: %w; run 'docker swarm leave --force' again", err)
+		d.set(m, err)
+		return err
 	}
 	d.set(nil, nil)
 	return nil
