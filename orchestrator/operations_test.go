@@ -305,6 +305,9 @@ func TestSwarm(t *testing.T) {
 			t.Errorf("got %+v", s)
 		}
 		wantError(t, "stale", w.o.UpdateSwarm(w.ctx, 0, s.Spec, false, false), netd.ErrOutOfSequence, "update out of sequence")
+		short := s.Spec
+		short.CAConfig.NodeCertExpiry = 10 * time.Minute
+		wantError(t, "expiry", w.o.UpdateSwarm(w.ctx, s.Version.Index, short, false, false), netd.ErrInvalid, "minimum certificate expiry time is: 1h0m0s")
 		w.must(w.o.UpdateSwarm(w.ctx, s.Version.Index, s.Spec, true, false))
 		_, err = w.o.Join(w.ctx, joinRequest(t, s.JoinTokens.Worker, "192.0.2.9"))
 		wantError(t, "old token", err, netd.ErrInvalid, "A valid join token is necessary")

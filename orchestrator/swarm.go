@@ -71,6 +71,8 @@ func checkSwarm(spec *swarm.Spec) error {
 		return netd.Errorf(netd.ErrUnsupported, "an external or given CA is not supported yet")
 	case spec.CAConfig.NodeCertExpiry < 0, spec.Dispatcher.HeartbeatPeriod < 0:
 		return invalid("a period cannot be negative")
+	case spec.CAConfig.NodeCertExpiry != 0 && spec.CAConfig.NodeCertExpiry < pki.MinLifetime:
+		return invalid("minimum certificate expiry time is: %s", pki.MinLifetime) // else no node could join
 	}
 	return nil
 }

@@ -38,13 +38,15 @@ const (
 // says otherwise.
 const NodeLifetime = 90 * 24 * time.Hour
 
+// MinLifetime is the least that a node's certificate may be good for, as in
+// swarmkit: a node must have the time to renew it.
+const MinLifetime = time.Hour
+
 const (
 	rootName     = "swarm-ca"
 	rootLifetime = 20 * 365 * 24 * time.Hour
 	// backdate forgives a node whose clock is behind the signer's.
 	backdate = time.Hour
-	// minLifetime is swarmkit's: a node must have the time to renew.
-	minLifetime = time.Hour
 
 	blockCert = "CERTIFICATE"
 	blockKey  = "PRIVATE KEY"
@@ -143,8 +145,8 @@ func (ca CA) Sign(csrPEM []byte, s Subject, lifetime time.Duration, now time.Tim
 	if lifetime == 0 {
 		lifetime = NodeLifetime
 	}
-	if lifetime < minLifetime {
-		return nil, fmt.Errorf("sign certificate: a lifetime of %v is less than %v", lifetime, minLifetime)
+	if lifetime < MinLifetime {
+		return nil, fmt.Errorf("sign certificate: a lifetime of %v is less than %v", lifetime, MinLifetime)
 	}
 	pub, err := requestedKey(csrPEM)
 	if err != nil {
