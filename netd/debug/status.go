@@ -108,7 +108,7 @@ func unreachable(f Facts) []string {
 		return nil
 	}
 	for _, n := range f.Snapshot.Nodes {
-		if m, ok := f.View.Members[n.ID]; ok && !m.Alive && n.ID != f.ID {
+		if n.ID != f.ID && !f.View.Members[n.ID].Alive { // one that was never met is no better
 			out = append(out, n.Name)
 		}
 	}
