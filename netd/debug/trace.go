@@ -90,7 +90,7 @@ func find(f Facts, taskRef, service string) (origin, netd.Service, error) {
 	for i, e := range f.Snapshot.Endpoints {
 		if string(e.Task) == taskRef || e.Name == taskRef || strings.HasPrefix(e.Name, taskRef+".") || len(taskRef) >= 4 && strings.HasPrefix(string(e.Task), taskRef) {
 			networks[e.Network] = true
-			if from == nil || !from.Leaving {
+			if from == nil || from.Leaving && !e.Leaving {
 				from = &f.Snapshot.Endpoints[i]
 			}
 		}
