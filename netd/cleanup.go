@@ -19,8 +19,8 @@ import (
 func runCleanup(ctx context.Context, args []string, out io.Writer) error {
 	o := options{}
 	f := o.flags("netd cleanup")
-	if err := f.Parse(args); err != nil {
-		return exitFlag(err)
+	if rest, err := parseAll(f, args); err != nil || len(rest) > 0 {
+		return errors.Join(err, surplus(rest))
 	}
 	if err := o.complete(); err != nil {
 		return err

@@ -35,7 +35,11 @@ func (l *look) parse(name string, args []string) ([]string, error) {
 	f := flag.NewFlagSet("netd "+name, flag.ContinueOnError)
 	f.StringVar(&l.socket, "socket", "/run/netd/netd.sock", "ask the daemon at `PATH`")
 	f.BoolVar(&l.json, "json", false, "print the answer as JSON")
-	var rest []string
+	return parseAll(f, args)
+}
+
+// parseAll parses flags that may stand before, between and after the arguments.
+func parseAll(f *flag.FlagSet, args []string) (rest []string, err error) {
 	for {
 		if err := f.Parse(args); err != nil {
 			return nil, exitFlag(err)
@@ -168,8 +172,9 @@ func runDemo(ctx context.Context, args []string, out io.Writer) error {
 	f.BoolVar(&c.Keep, "keep", false, "leave the swarm up and say how to use it")
 	f.StringVar(&c.Dir, "dir", "/run/netd-demo", "keep the demo's nodes in `DIR`")
 	f.StringVar(&c.Balancer, "balancer", "", "`KIND` that renders VIPs: ipvs or nftables (default what the kernel can)")
-	if err := f.Parse(args); err != nil {
-		return exitFlag(err)
+	rest, err := parseAll(f, args)
+	if err != nil {
+		return err
 	}
 	if !filepath.IsAbs(c.Dir) {
 		return netd.Errorf(netd.ErrInvalid, "--dir %q: want an absolute path", c.Dir)
@@ -181,14 +186,14 @@ func runDemo(ctx context.Context, args []string, out io.Writer) error {
 		return netd.Errorf(netd.ErrForbidden, "the demo makes network namespaces and needs root; run it with sudo")
 	}
 	switch {
-	case f.NArg() == 0:
+	case len(rest) == 0:
 		return demo.Run(ctx, c)
-	case f.NArg() == 1 && f.Arg(0) == "rm":
+	case len(rest) == 1 && rest[0] == "rm":
 		if err := demo.Remove(ctx, c); err != nil {
 			return err
 		}
 		fmt.Fprintln(out, "demo removed: no process, namespace, mount or file of it is left")
 		return nil
 	}
-	return surplus(f.Args())
+	return surplus(rest)
 }

@@ -49,6 +49,8 @@ func TestRun(t *testing.T) {
 		{"trace --frobnicate", 64, "", ""},
 		{"demo --dir here", 1, "", `netd demo: --dir "here": want an absolute path`},
 		{"demo --balancer magic", 1, "", `netd demo: --balancer "magic": want ipvs or nftables`},
+		{"demo rm --dir here", 1, "", `netd demo: --dir "here": want an absolute path`},
+		{"cleanup now", 1, "", `netd cleanup: unexpected argument "now"`},
 		{"demo --frobnicate", 64, "", ""},
 	} {
 		var out, errOut bytes.Buffer

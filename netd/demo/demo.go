@@ -154,8 +154,8 @@ func (d *demo) hints() {
   %[2]s drift --socket %[1]s
   %[2]s trace --socket %[1]s client.1 web:80     (on the client's node)
 Stop:
-  %[2]s demo rm
-`, s, d.Binary)
+  %[2]s demo rm --dir %[3]s
+`, s, d.Binary, d.Dir)
 }
 
 // eventually asks again until fn has no error or the time is over; the error is
