@@ -17,7 +17,7 @@ func (d *Daemon) Facts() debug.Facts {
 	s := d.Status()
 	f := debug.Facts{
 		Version: version, Name: s.NodeName, ID: netd.NodeID(s.NodeID), State: s.State, Error: s.Error,
-		Manager: s.ControlAvailable, Up: time.Since(d.started), Balancer: string(d.kind), BalancerWhy: d.reason,
+		Manager: s.ControlAvailable, Up: time.Since(d.started), Balancer: string(d.kind), BalancerWhy: d.reason, GossipPort: d.GossipPort,
 	}
 	m := d.current()
 	if m == nil {

@@ -34,6 +34,8 @@ type Facts struct {
 	Error string
 	// Balancer is the renderer of VIPs in use, and why that one.
 	Balancer, BalancerWhy string
+	// GossipPort is where nodes gossip, TCP and UDP.
+	GossipPort uint
 	// Connected is true while a manager talks to this node.
 	Connected bool
 	// Generation and ApplyError tell of the last pass over the kernel; Applied is

@@ -75,7 +75,7 @@ func Judge(f Facts, drift []string, driftErr error) Status {
 		worse(Degraded, "no manager answers; tasks and names go on as they were; check TCP port %d towards the managers", 2377)
 	}
 	for _, name := range unreachable(f) {
-		worse(Degraded, "node %s does not answer gossip; its backends get no new connections; check TCP and UDP port 7946", name)
+		worse(Degraded, "node %s does not answer gossip; its backends get no new connections; check TCP and UDP port %d", name, f.GossipPort)
 	}
 	if driftErr != nil {
 		worse(Degraded, "drift could not be read: %v", driftErr)

@@ -58,6 +58,9 @@ func trace(ctx context.Context, s Source, taskRef, service, portText string) (Tr
 	if err != nil {
 		return Trace{}, err
 	}
+	if from.status.Phase != task.Running {
+		return Trace{}, netd.Errorf(netd.ErrUnavailable, "task %q does not run here now; 'docker service ps' tells why, or trace from another one", from.endpoint.Name)
+	}
 	k, err := s.Kernel(ctx)
 	if err != nil {
 		return Trace{}, fmt.Errorf("read the kernel: %w", err)
@@ -159,7 +162,11 @@ func walk(f Facts, k Kernel, from origin, to netd.Service) []Hop {
 	backends := []balancer.Backend{}
 	if to.VIP.IsValid() {
 		local := slices.Contains(n.Addrs, to.VIP)
-		hops = append(hops, Hop{OK: local, Layer: "vip", Text: fmt.Sprintf("%s is a local address of the router", to.VIP), Object: "lo in " + n.Router})
+		text := fmt.Sprintf("%s is a local address of the router", to.VIP)
+		if !local {
+			text = fmt.Sprintf("%s is no local address of the router, so that nothing balances it", to.VIP)
+		}
+		hops = append(hops, Hop{OK: local, Layer: "vip", Text: text, Object: "lo in " + n.Router})
 		hop, found := balancerHop(f, k, n.Router, to)
 		hops, backends = append(hops, hop), found
 	}
