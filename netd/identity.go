@@ -22,7 +22,8 @@ type identity struct {
 	NodeID    netd.NodeID
 	ClusterID string
 	Role      pki.Role
-	// Advertise is this node's address for the other nodes; DataPath is its VTEP.
+	// Advertise is this node's address for the other nodes; DataPath is its VTEP, where
+	// it gossips too.
 	Advertise, DataPath netip.Addr
 	// Listen and Port are the manager's TCP address and the one it is known by.
 	Listen string

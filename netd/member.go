@@ -250,10 +250,7 @@ func (m *member) openHost(a dispatch.Assignment) (h *host, err error) {
 	if h.overlay, err = vxlan.New(m.netnsDir(), m.log); err != nil {
 		return nil, err
 	}
-	h.gossip, err = gossip.New(gossip.Config{
-		Node: m.id.NodeID, Addr: m.id.Advertise, Port: uint16(m.GossipPort), Keys: a.GossipKeys, Boot: m.id.Boot, Log: m.log,
-	})
-	if err != nil {
+	if h.gossip, err = gossip.New(m.gossipConfig(a.GossipKeys)); err != nil {
 		return nil, errors.Join(m.gossipError(err), h.overlay.Close())
 	}
 	h.node = node.New(node.Config{
@@ -265,13 +262,21 @@ func (m *member) openHost(a dispatch.Assignment) (h *host, err error) {
 	return h, nil
 }
 
+// gossipConfig has the gossip at the node's data path address: that is the one which
+// the managers tell the other nodes.
+func (m *member) gossipConfig(keys [][]byte) gossip.Config {
+	return gossip.Config{
+		Node: m.id.NodeID, Addr: m.id.DataPath, Port: uint16(m.GossipPort), Keys: keys, Boot: m.id.Boot, Log: m.log,
+	}
+}
+
 // gossipError says how to get past an address that the gossip cannot have.
 func (m *member) gossipError(err error) error {
 	switch text := err.Error(); { // memberlist passes on the text only
 	case strings.Contains(text, unix.EADDRINUSE.Error()):
-		return netd.Errorf(netd.ErrUnavailable, "port %d, TCP or UDP, for the gossip of the nodes, is in use on %s: stop its user, which 'ss -lntup sport = :%d' shows, and start netd again, or start it with another --gossip-port on all nodes", m.GossipPort, m.id.Advertise, m.GossipPort)
+		return netd.Errorf(netd.ErrUnavailable, "port %d, TCP or UDP, for the gossip of the nodes, is in use on %s: stop its user, which 'ss -lntup sport = :%d' shows, and start netd again, or start it with another --gossip-port on all nodes", m.GossipPort, m.id.DataPath, m.GossipPort)
 	case strings.Contains(text, unix.EADDRNOTAVAIL.Error()):
-		return netd.Errorf(netd.ErrInvalid, "%s, under which the other nodes know this one, is no longer an address of this host: give it back, or run 'docker swarm leave --force' and join again with another --advertise-addr", m.id.Advertise)
+		return netd.Errorf(netd.ErrInvalid, "%s, under which the other nodes know this one, is no longer an address of this host: give it back, or run 'docker swarm leave --force' and join again with another --advertise-addr", m.id.DataPath)
 	}
 	return err
 }
