@@ -341,7 +341,9 @@ func TestRootNoConntrack(t *testing.T) {
 	w.set(behind(vip, ready(b11), ready(b12)))
 	w.ask(10, client, "tcp", vip, client)
 	w.ask(10, client, "udp", vip, client)
-	nettest.Ask(w.containers[b11], "tcp", "", at(vip))
+	if _, err := nettest.Ask(w.containers[b11], "tcp", "", at(vip)); err != nil {
+		t.Errorf("a backend that calls its own service: %v", err)
+	}
 	for _, router := range []string{w.near, w.far} {
 		if count := sysctl(t, router, "net.netfilter.nf_conntrack_count"); count != "" && count != "0" {
 			t.Errorf("%s tracks %s connections", router, count)
