@@ -46,7 +46,7 @@ test-vm: build ## the same and the demo in Debian's kernel with ip_vs, where not
 	$(SUDO) env PATH="$$PATH" scripts/test-vm $(ROOT_PACKAGES)
 
 lint: build $(GOLANGCI_LINT) ## formatting, go vet, golangci-lint, the Vagrantfile
-	unformatted=$$(gofmt -l .)
+	@unformatted=$$(gofmt -l .)
 	if [[ -n $$unformatted ]]; then echo "not gofmt'ed: $$unformatted"; exit 1; fi
 	go vet ./...
 	$(GOLANGCI_LINT) run ./...
