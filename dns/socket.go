@@ -73,7 +73,7 @@ func (s *Server) listen(ctx context.Context, key socketKey) (*socket, error) {
 		server.Handler, server.NotifyStartedFunc = handler, func() { started <- struct{}{} }
 		s.serving.Go(func() {
 			defer ended()
-			if err := server.ActivateAndServe(); err != nil {
+			if err := server.ActivateAndServe(); err != nil && !errors.Is(err, net.ErrClosed) {
 				s.log.Warn("dns resolver ended", "netns", key.netNS, "err", err)
 			}
 		})

@@ -48,6 +48,9 @@ type member struct {
 	store   *store.Store
 	control *orchestrator.Orchestrator
 
+	// founded is closed once the swarm knows this node: a session before that would
+	// be refused for good.
+	founded chan struct{}
 	// first is closed by the first assignment, which may be that of the last run.
 	first    chan struct{}
 	assigned atomic.Pointer[dispatch.Assignment]
@@ -83,7 +86,7 @@ func (o options) netnsDir() string { return filepath.Join(o.RunDir, "netns") }
 func newMember(d *Daemon, id *identity, key []byte) (*member, error) {
 	m := &member{
 		options: d.options, id: id, files: d.files, kind: d.kind, log: d.log,
-		first: make(chan struct{}), done: make(chan struct{}),
+		founded: make(chan struct{}), first: make(chan struct{}), done: make(chan struct{}),
 	}
 	cert, ca, err := id.credentials(key)
 	if err != nil {
@@ -164,7 +167,14 @@ func (m *member) Run(ctx context.Context) (err error) {
 		g.Go(func() error { return m.store.Run(ctx) })
 		g.Go(func() error { return m.control.Run(ctx) })
 	}
-	g.Go(func() error { return m.client.Run(ctx, m.assign) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.founded:
+			return m.client.Run(ctx, m.assign)
+		}
+	})
 	g.Go(func() error { return m.work(ctx) })
 	m.client.Send(dispatch.Report{Description: description(m.options, m.id), Addr: m.id.DataPath})
 	return g.Wait()

@@ -273,12 +273,15 @@ func (d *Daemon) begin(ctx context.Context, id *identity, key []byte, found func
 		cancel(err)
 		return nil
 	})
-	if found == nil {
-		return nil
+	if found != nil {
+		fctx, stop := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no leader after %s", startTimeout))
+		defer stop()
+		if err := found(fctx, m); err != nil {
+			return err
+		}
 	}
-	fctx, stop := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no leader after %s", startTimeout))
-	defer stop()
-	return found(fctx, m)
+	close(m.founded)
+	return nil
 }
 
 func (d *Daemon) set(m *member, failed error) {
