@@ -149,7 +149,7 @@ func (h *testHost) end(signal os.Signal) {
 	case <-time.After(15 * time.Second):
 		h.t.Errorf("the daemon of %s does not end", h.name)
 		_ = cmd.Process.Kill()
-		<-h.ended
+		_ = <-h.ended
 	}
 }
 

@@ -43,11 +43,11 @@ func answering(t *testing.T, answers map[string]string, status int) (socket stri
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(status)
-		w.Write([]byte(answers[r.URL.RequestURI()]))
+		_, _ = w.Write([]byte(answers[r.URL.RequestURI()]))
 	})}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
-	t.Cleanup(func() { server.Close(); <-done })
+	t.Cleanup(func() { _ = server.Close(); _ = <-done })
 	return socket
 }
 
