@@ -53,6 +53,7 @@ type node struct {
 	docker  *client.Client
 	id      string
 	process *os.Process
+	ended   <-chan struct{} // closed when the process is gone
 }
 
 func (c Config) newDemo() (*demo, error) {

@@ -137,8 +137,12 @@ func (d *demo) launch(n *node) error {
 	if err := ns.Do(n.netns, cmd.Start); err != nil {
 		return err
 	}
-	n.process = cmd.Process
-	go cmd.Wait() //nolint:errcheck // reaps the daemon; its end is seen on its socket
+	ended := make(chan struct{})
+	n.process, n.ended = cmd.Process, ended
+	go func() {
+		defer close(ended)
+		cmd.Wait() //nolint:errcheck // a daemon that ended is seen on its socket
+	}()
 	return os.WriteFile(n.pidFile(), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600)
 }
 

@@ -91,6 +91,7 @@ func (d *demo) survivesRestart(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("while no daemon runs: %w", err)
 	}
 	for _, n := range d.nodes {
+		<-n.ended // until then it holds its data directory
 		if err := d.launch(n); err != nil {
 			return "", err
 		}
