@@ -41,10 +41,8 @@ func (o *Orchestrator) Join(ctx context.Context, req dispatch.JoinRequest) (disp
 		if asManager {
 			return netd.Errorf(netd.ErrUnsupported, "several managers are not supported yet; join as a worker with the token that 'docker swarm join-token worker' shows on the manager")
 		}
-		for _, m := range tx.Nodes() {
-			if m.Spec.Role == swarm.NodeRoleManager && m.Status.Addr == addr.String() {
-				return netd.Errorf(netd.ErrExists, "join: the address %s is that of the manager %s: set another --advertise-addr", addr, m.Description.Hostname)
-			}
+		if err := joinable(tx, addr.String()); err != nil {
+			return err
 		}
 		n := swarm.Node{
 			ID: o.newID(),
@@ -76,8 +74,49 @@ func (o *Orchestrator) Join(ctx context.Context, req dispatch.JoinRequest) (disp
 	return reply, nil
 }
 
-// replaceAddr gives up the nodes that had the address: it is a new node's now,
-// most often because the host left the swarm and has come back.
+// joinable refuses an address that is another node's while that node is up: two
+// nodes with one VTEP would get each other's packets.
+func joinable(tx *store.Tx, addr string) error {
+	for _, n := range tx.Nodes() {
+		switch host := n.Description.Hostname; {
+		case n.Status.Addr != addr:
+		case n.Spec.Role == swarm.NodeRoleManager:
+			return netd.Errorf(netd.ErrExists, "join: the address %s is that of the manager %s: set another --advertise-addr or --data-path-addr", addr, host)
+		case n.Status.State == swarm.NodeStateReady:
+			return netd.Errorf(netd.ErrExists, "join: the address %s is that of node %s (%s), which is up: set another --data-path-addr; "+
+				"if it was this host's own, wait until 'docker node ls' shows that node as Down, run 'docker node rm %s' on the manager, and join again", addr, host, n.ID, n.ID)
+		}
+	}
+	return nil
+}
+
+// admissible refuses a report by which node n would take up an address that
+// another node has: after a replacement (see replaceAddr) or because it has moved.
+// Of two nodes the one that is not down keeps it.
+func admissible(tx *store.Tx, n *swarm.Node, r dispatch.Report) error {
+	addr := addrAfter(n, r)
+	if r.Leaving || n.Status.State == swarm.NodeStateReady && addr == n.Status.Addr {
+		return nil
+	}
+	for _, o := range tx.Nodes() {
+		if o.ID != n.ID && o.Status.Addr == addr && (o.Spec.Role == swarm.NodeRoleManager || o.Status.State != swarm.NodeStateDown) {
+			return netd.Errorf(netd.ErrExists, "the address %s of node %s is now that of node %s (%s): run 'docker swarm leave --force' here and join again with another --data-path-addr, or take that node down and run 'docker node rm %s' on the manager",
+				addr, n.ID, o.Description.Hostname, o.ID, o.ID)
+		}
+	}
+	return nil
+}
+
+// addrAfter is the node's VTEP once the report is stored.
+func addrAfter(n *swarm.Node, r dispatch.Report) string {
+	if addr := r.Addr.Unmap(); usable(addr) {
+		return addr.String()
+	}
+	return n.Status.Addr
+}
+
+// replaceAddr gives up the nodes that are down and had the address: it is a new
+// node's now, most often because the host left the swarm and has come back.
 func (p *pass) replaceAddr(addr, by string) {
 	for _, n := range p.tx.Nodes() {
 		if n.Status.Addr != addr || n.Spec.Role == swarm.NodeRoleManager {
@@ -159,6 +198,9 @@ func (o *Orchestrator) Report(ctx context.Context, node netd.NodeID, r dispatch.
 		return stranger(node)
 	}
 	now := o.now()
+	if err := admissible(o.store.View(), n, r); err != nil {
+		return err
+	}
 	o.checkIn(node, now)
 	if n.Status.State == swarm.NodeStateReady && !r.Leaving && len(r.Statuses) == 0 && r.Description == nil && !r.Addr.IsValid() {
 		return nil
@@ -167,6 +209,9 @@ func (o *Orchestrator) Report(ctx context.Context, node netd.NodeID, r dispatch.
 		n := tx.Node(string(node))
 		if n == nil {
 			return stranger(node)
+		}
+		if err := admissible(tx, n, r); err != nil {
+			return err
 		}
 		p := o.newPass(tx, now)
 		p.noteNode(n, r)
@@ -192,9 +237,7 @@ func (p *pass) noteNode(n *swarm.Node, r dispatch.Report) {
 	if r.Description != nil {
 		c.Description = *r.Description
 	}
-	if addr := r.Addr.Unmap(); usable(addr) {
-		c.Status.Addr = addr.String()
-	}
+	c.Status.Addr = addrAfter(n, r)
 	if c.Status != n.Status || !reflect.DeepEqual(c.Description, n.Description) {
 		p.put(&c)
 	}

@@ -58,6 +58,8 @@ func TestJoin(t *testing.T) {
 			{tokens.Manager, "192.0.2.9", netd.ErrUnsupported, "join as a worker"},
 			{tokens.Worker, "0.0.0.0", netd.ErrInvalid, "--advertise-addr"},
 			{tokens.Worker, "192.0.2.1", netd.ErrExists, "that of the manager host-n1"},
+			{tokens.Worker, "192.0.2.3", netd.ErrExists, "that of node host-n3 (n3), which is up: set another --data-path-addr"},
+			{tokens.Worker, "::ffff:192.0.2.3", netd.ErrExists, "run 'docker node rm n3'"},
 		} {
 			_, err := w.o.Join(w.ctx, joinRequest(t, tt.token, tt.addr))
 			if !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.text) || tt.token != "" && strings.Contains(err.Error(), tt.token) {
@@ -85,25 +87,54 @@ func TestJoin(t *testing.T) {
 	})
 }
 
-// A host that left and joins again takes its address with it: what it was before
-// is given up at once.
+// A host whose former membership is down joins again with its address: what it
+// was before is given up at once, and does not come back beside the new node.
 func TestJoinAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		_, _, err := w.o.CreateService(w.ctx, spec("web", "ok", 3))
 		w.must(err)
 		w.settle()
+		w.cut["n3"] = true
+		w.advance(nodeTimeout)
 		reply, err := w.o.Join(w.ctx, joinRequest(t, w.store.View().Cluster().JoinTokens.Worker, "192.0.2.3"))
 		w.must(err)
-		w.cut["n3"] = true
-		w.settle()
-		if n := w.store.View().Node("n3"); n.Status.State != swarm.NodeStateDown || n.Status.Message != "its address is now that of node "+string(reply.NodeID) {
-			t.Errorf("got %+v", n.Status)
-		}
 		for _, task := range w.store.View().TasksByNode("n3") {
 			if task.Status.State != swarm.TaskStateOrphaned {
 				t.Errorf("got %s, want orphaned", task.Status.State)
 			}
 		}
+		for range 2 { // before the new node's first session, and after
+			_, err = w.o.Attach(w.ctx, "n3")
+			wantError(t, "the old node", err, netd.ErrExists, "is now that of node joiner ("+string(reply.NodeID)+")")
+			if s := w.store.View().Node("n3").Status.State; s != swarm.NodeStateDown {
+				t.Errorf("the old node: got %s, want down", s)
+			}
+			_, err = w.o.Attach(w.ctx, reply.NodeID)
+			w.must(err)
+		}
+		w.must(w.o.RemoveNode(w.ctx, string(reply.NodeID), true))
+		_, err = w.o.Attach(w.ctx, "n3")
+		w.must(err)
+	})
+}
+
+// A node that says that it has the address of another one, or the manager's, is
+// refused as a whole, and so is not heard of; its own address it may repeat.
+func TestReportHeldAddress(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		before := w.dump()
+		for _, addr := range []string{"192.0.2.1", "192.0.2.3", "::ffff:192.0.2.3"} {
+			err := w.o.Report(w.ctx, "n2", dispatch.Report{Addr: netip.MustParseAddr(addr), Description: &swarm.NodeDescription{Hostname: "thief"}})
+			wantError(t, addr, err, netd.ErrExists, "is now that of node host-n")
+		}
+		if w.dump() != before {
+			t.Error("a refused report was stored")
+		}
+		w.must(w.o.Report(w.ctx, "n2", dispatch.Report{Addr: netip.MustParseAddr("192.0.2.2")}))
+		w.cut["n3"] = true
+		w.advance(nodeTimeout)
+		w.must(w.o.Report(w.ctx, "n2", dispatch.Report{Addr: netip.MustParseAddr("192.0.2.3")}))
+		wantError(t, "come back", w.o.Report(w.ctx, "n3", dispatch.Report{}), netd.ErrExists, "is now that of node host-n2")
 	})
 }
 
