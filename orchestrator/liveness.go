@@ -14,6 +14,12 @@ const (
 	// orphanAfter is when the managers give up the tasks of a node that is down:
 	// their addresses are given to others then.
 	orphanAfter = 24 * time.Hour
+	// leaveTime is what a node that leaves may take to stop a task, over its grace
+	// period: it tells the managers first, so that they replace its tasks at once,
+	// then the peers for up to 2 s, and stops all its tasks at the same time then.
+	leaveTime = 10 * time.Second
+
+	messageLeft = "the node has left the swarm"
 )
 
 // liveness declares the nodes down that were not heard of in time. A node comes
@@ -40,12 +46,27 @@ func (p *pass) liveness() {
 			c.Status.State, c.Status.Message = swarm.NodeStateDown, "heartbeat failure"
 			p.put(&c)
 		case swarm.NodeStateDown:
-			if until := n.UpdatedAt.Add(orphanAfter); p.now.Before(until) {
-				p.at(until)
-				continue
-			}
-			p.orphan(n.ID)
+			p.giveUp(n)
 		}
+	}
+}
+
+// giveUp orphans the tasks of a node that is down when their time is over. One
+// that has left has stopped them by then; of another one nobody knows.
+func (p *pass) giveUp(n *swarm.Node) {
+	for _, t := range p.tx.TasksByNode(n.ID) {
+		if !assigned(t) {
+			continue
+		}
+		until := n.UpdatedAt.Add(orphanAfter)
+		if n.Status.Message == messageLeft {
+			until = n.UpdatedAt.Add(gracePeriod(t) + leaveTime)
+		}
+		if p.now.Before(until) {
+			p.at(until)
+			continue
+		}
+		p.setStatus(t, swarm.TaskStateOrphaned, "the node is gone", "")
 	}
 }
 

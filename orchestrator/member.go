@@ -232,7 +232,7 @@ func (p *pass) noteNode(n *swarm.Node, r dispatch.Report) {
 	c := *n
 	c.Status.State, c.Status.Message = swarm.NodeStateReady, ""
 	if r.Leaving {
-		c.Status.State, c.Status.Message = swarm.NodeStateDown, "the node has left the swarm"
+		c.Status.State, c.Status.Message = swarm.NodeStateDown, messageLeft
 	}
 	if r.Description != nil {
 		c.Description = *r.Description

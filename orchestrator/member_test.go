@@ -250,6 +250,54 @@ func TestLeavingNode(t *testing.T) {
 	})
 }
 
+// The tasks of a node that has left keep their addresses while it may still stop
+// them, each for its own grace period, and no longer: then they are shown as gone.
+func TestLeavingNodeGivesBackAddresses(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.network("tiny", "10.9.0.0/29") // five addresses and the gateway's
+		w.setAvailability("n1", "pause")
+		w.setAvailability("n3", "pause")
+		slow := spec("slow", "ok", 1)
+		slow.TaskTemplate.ContainerSpec.StopGracePeriod = ptr(time.Minute)
+		for _, s := range []swarm.ServiceSpec{slow, spec("web", "ok", 2, "tiny")} {
+			_, _, err := w.o.CreateService(w.ctx, s)
+			w.must(err)
+		}
+		w.settle()
+		w.setAvailability("n1", "active")
+		w.cut["n2"] = true
+		w.must(w.o.Report(w.ctx, "n2", dispatch.Report{Leaving: true}))
+		states := func() string {
+			var all []string
+			for _, task := range w.store.View().TasksByNode("n2") {
+				all = append(all, w.serviceName(task)+" "+string(task.Status.State))
+			}
+			slices.Sort(all)
+			return strings.Join(all, ", ")
+		}
+		for _, step := range []struct {
+			wait time.Duration
+			want string
+		}{
+			{19 * time.Second, "slow running, web running, web running"},
+			{time.Second, "slow running, web orphaned, web orphaned"},
+			{50 * time.Second, "slow orphaned, web orphaned, web orphaned"},
+		} {
+			w.advance(step.wait)
+			if got := states(); got != step.want {
+				t.Errorf("%s later: got %s, want %s\n%s", step.wait, got, step.want, w.tasks())
+			}
+		}
+		w.must(w.edit("web", func(s *swarm.ServiceSpec) {
+			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: ptr(uint64(4))}
+		}))
+		w.settle()
+		if got := w.command([]string{"status", "web"}); got != "4/4 running, image ok\n" {
+			t.Errorf("the addresses are not free: got %s\n%s", got, w.tasks())
+		}
+	})
+}
+
 // A member gets a certificate of its own role, nobody else gets one.
 func TestRenew(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
