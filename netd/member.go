@@ -37,11 +37,14 @@ import (
 type member struct {
 	options
 	id      *identity
+	key     []byte // PEM
 	files   files
 	kind    balancer.Kind
 	log     *slog.Logger
 	client  *dispatch.Client
 	runtime *task.Runtime
+	// keeping guards what changes of id: Managers and Certificate, and their file.
+	keeping sync.Mutex
 
 	// Set on managers only.
 	server  *dispatch.Server
@@ -85,7 +88,7 @@ func (o options) netnsDir() string { return filepath.Join(o.RunDir, "netns") }
 // it, and stays as it is. Nothing runs yet.
 func newMember(d *Daemon, id *identity, key []byte) (*member, error) {
 	m := &member{
-		options: d.options, id: id, files: d.files, kind: d.kind, log: d.log,
+		options: d.options, id: id, key: key, files: d.files, kind: d.kind, log: d.log,
 		founded: make(chan struct{}), first: make(chan struct{}), done: make(chan struct{}),
 	}
 	cert, ca, err := id.credentials(key)
@@ -175,6 +178,7 @@ func (m *member) Run(ctx context.Context) (err error) {
 			return m.client.Run(ctx, m.assign)
 		}
 	})
+	g.Go(func() error { return m.renewals(ctx) })
 	g.Go(func() error { return m.work(ctx) })
 	m.client.Send(dispatch.Report{Description: description(m.options, m.id), Addr: m.id.DataPath})
 	return g.Wait()
@@ -183,12 +187,7 @@ func (m *member) Run(ctx context.Context) (err error) {
 // assign takes an assignment from the managers and keeps where they are.
 func (m *member) assign(a dispatch.Assignment) {
 	m.assigned.Store(&a)
-	if len(a.Managers) > 0 && !slices.Equal(a.Managers, m.id.Managers) {
-		m.id.Managers = slices.Clone(a.Managers)
-		if err := m.files.save(m.id); err != nil {
-			m.log.Error("keep the managers' addresses", "err", err)
-		}
-	}
+	m.keepManagers(a.Managers)
 	if h := m.host.Load(); h != nil {
 		m.take(h)
 		return
@@ -197,6 +196,18 @@ func (m *member) assign(a dispatch.Assignment) {
 	case <-m.first:
 	default:
 		close(m.first)
+	}
+}
+
+func (m *member) keepManagers(managers []string) {
+	m.keeping.Lock()
+	defer m.keeping.Unlock()
+	if len(managers) == 0 || slices.Equal(managers, m.id.Managers) {
+		return
+	}
+	m.id.Managers = slices.Clone(managers)
+	if err := m.files.save(m.id); err != nil {
+		m.log.Error("keep the managers' addresses", "err", err)
 	}
 }
 

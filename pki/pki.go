@@ -185,11 +185,25 @@ func NewKey() (keyPEM, csrPEM []byte, err error) {
 	if keyPEM, err = marshalKey(key); err != nil {
 		return nil, nil, err
 	}
+	csrPEM, err = newRequest(key)
+	return keyPEM, csrPEM, err
+}
+
+// NewRequest makes the request to sign a key that a node has already.
+func NewRequest(keyPEM []byte) (csrPEM []byte, err error) {
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("read node key: %w", err)
+	}
+	return newRequest(key)
+}
+
+func newRequest(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make certificate request: %w", err)
+		return nil, fmt.Errorf("make certificate request: %w", err)
 	}
-	return keyPEM, encode(blockCSR, der), nil
+	return encode(blockCSR, der), nil
 }
 
 // requestedKey returns the public key of a request that proves to own it.

@@ -213,3 +213,24 @@ func TestIDs(t *testing.T) {
 		seen[id] = true
 	}
 }
+
+// A request for a key that a node has asks for that key and no other; what is no
+// key is refused without being repeated.
+func TestRequestForAKey(t *testing.T) {
+	ca, _ := newCA(t)
+	key, _ := request(t)
+	csr, err := NewRequest(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Sign(csr, node1, 0, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Certificate(cert, key, ca); err != nil {
+		t.Error(err)
+	}
+	if _, err := NewRequest(csr); err == nil || strings.Contains(err.Error(), "MII") {
+		t.Errorf("got %v", err)
+	}
+}
