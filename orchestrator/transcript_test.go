@@ -79,6 +79,8 @@ func (w *world) command(words []string) string {
 		w.settle()
 	case "network":
 		w.network(args[0], strings.Join(args[1:], ""))
+	case "network-rm":
+		err = w.o.RemoveNetwork(w.ctx, args[0])
 	case "service":
 		s := spec(args[0], "ok", 1)
 		edit(&s, args[1:])
@@ -168,6 +170,8 @@ func edit(s *swarm.ServiceSpec, words []string) {
 			container.Image = value
 		case "net":
 			s.TaskTemplate.Networks = append(s.TaskTemplate.Networks[:len(s.TaskTemplate.Networks):len(s.TaskTemplate.Networks)], swarm.NetworkAttachmentConfig{Target: value})
+		case "no-net":
+			s.TaskTemplate.Networks = nil
 		case "constraint":
 			s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{value}}
 		case "max-per-node":

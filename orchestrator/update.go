@@ -228,7 +228,11 @@ func (p *pass) failing(s *swarm.Service, config swarm.UpdateConfig, r rollout) b
 	if config.FailureAction == swarm.UpdateFailureActionRollback && s.PreviousSpec != nil && !rollingBack(s) {
 		c := *s
 		c.Spec, c.PreviousSpec = *s.PreviousSpec, nil
-		p.setUpdate(&c, swarm.UpdateStateRollbackStarted, "update rolled back due to failure or early termination of task "+last.ID)
+		if err := resolve(p.tx, &c); err != nil {
+			p.setUpdate(s, swarm.UpdateStatePaused, becauseOf("update paused", last)+"; it cannot be rolled back: "+err.Error())
+			return true
+		}
+		p.setUpdate(&c, swarm.UpdateStateRollbackStarted, becauseOf("update rolled back", last))
 		return true
 	}
 	p.pause(s, last)
@@ -238,10 +242,15 @@ func (p *pass) failing(s *swarm.Service, config swarm.UpdateConfig, r rollout) b
 // pause stops the update where it is, because of the task.
 func (p *pass) pause(s *swarm.Service, t *swarm.Task) {
 	if rollingBack(s) {
-		p.setUpdate(s, swarm.UpdateStateRollbackPaused, "rollback paused due to failure or early termination of task "+t.ID)
+		p.setUpdate(s, swarm.UpdateStateRollbackPaused, becauseOf("rollback paused", t))
 		return
 	}
-	p.setUpdate(s, swarm.UpdateStatePaused, "update paused due to failure or early termination of task "+t.ID)
+	p.setUpdate(s, swarm.UpdateStatePaused, becauseOf("update paused", t))
+}
+
+// becauseOf words what a task's failure led to as Swarm does.
+func becauseOf(what string, t *swarm.Task) string {
+	return what + " due to failure or early termination of task " + t.ID
 }
 
 // startNext replaces the tasks of as many waiting slots as the parallelism
