@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
+	"github.com/vishvananda/netlink"
 
 	"netd/internal/netns"
 	"netd/internal/nettest"
@@ -66,7 +67,7 @@ func TestRootLifeOfANode(t *testing.T) {
 	wantError(t, "init twice", h.init(), textInSwarm)
 	wantError(t, "join after init", h.join("10.99.0.9:2377", h.token()), textInSwarm)
 	h.createService("web", 2)
-	pids := h.running(2, 20*time.Second)
+	pids := h.running(2, time.Minute)
 	h.healthy()
 	token := h.token()
 
@@ -85,7 +86,7 @@ func TestRootLifeOfANode(t *testing.T) {
 		if again := h.swarmInfo(); again.NodeID != first.NodeID || again.Cluster.ID != first.Cluster.ID || h.token() != token {
 			t.Errorf("the restart after %s found another swarm: %+v", signal, again)
 		}
-		if again := h.running(2, 20*time.Second); !maps.Equal(again, pids) {
+		if again := h.running(2, time.Minute); !maps.Equal(again, pids) {
 			t.Errorf("the restart after %s: tasks %v, before %v", signal, again, pids)
 		}
 	}
@@ -176,7 +177,8 @@ func TestRootPortInUse(t *testing.T) {
 }
 
 // A gossip port that is taken does not end the daemon: docker info and netd status
-// say what is wrong, on which port, and what to do; a leave works all the same.
+// say what is wrong, on which port, and what to do. Once it is free the node takes
+// part by itself; a leave works all the same.
 func TestRootGossipPortInUse(t *testing.T) {
 	for _, network := range []string{"udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
@@ -199,10 +201,8 @@ func TestRootGossipPortInUse(t *testing.T) {
 			}
 			_, err := h.docker.NodeList(t.Context(), client.NodeListOptions{})
 			wantError(t, "node ls", err, "port 7946")
-			if network == "udp" { // start again, as the text says
+			if network == "udp" {
 				release()
-				h.stop()
-				h.start()
 				h.healthy()
 				return
 			}
@@ -215,6 +215,49 @@ func TestRootGossipPortInUse(t *testing.T) {
 			h.healthy()
 		})
 	}
+}
+
+// A node whose address comes back after the daemon's start, as at a boot, takes part
+// then by itself, with its tasks as they were.
+func TestRootAddressComesBack(t *testing.T) {
+	h := newHosts(t, 1)[0]
+	h.start()
+	h.mustInit()
+	h.createService("web", 1)
+	pids := h.running(1, 20*time.Second)
+	h.healthy()
+	h.stop()
+	h.address((*netns.Handle).AddrDel)
+	h.start()
+	nettest.Eventually(t, 20*time.Second, "the node says that it failed", func() error {
+		if info := h.swarmInfo(); info.LocalNodeState != swarm.LocalNodeStateError || !strings.Contains(info.Error, h.addr) {
+			return fmt.Errorf("it says %s: %s", info.LocalNodeState, info.Error)
+		}
+		return nil
+	})
+	h.address((*netns.Handle).AddrAdd)
+	nettest.Eventually(t, 30*time.Second, "the node is back", func() error {
+		if info := h.swarmInfo(); info.LocalNodeState != swarm.LocalNodeStateActive {
+			return fmt.Errorf("it says %s: %s", info.LocalNodeState, info.Error)
+		}
+		return nil
+	})
+	h.healthy()
+	if again := h.running(1, 20*time.Second); !maps.Equal(again, pids) {
+		t.Errorf("tasks %v, before %v", again, pids)
+	}
+}
+
+// address gives the host its address, or takes it.
+func (h *testHost) address(change func(*netns.Handle, netlink.Link, *netlink.Addr) error) {
+	h.t.Helper()
+	nettest.With(h.t, h.ns, func(n *netns.Handle) error {
+		eth0, err := n.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return change(n, eth0, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(h.addr).To4(), Mask: net.CIDRMask(24, 32)}})
+	})
 }
 
 // A second daemon in the same data or run directory does not start, says how it

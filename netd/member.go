@@ -61,6 +61,12 @@ type member struct {
 	// taking keeps an older assignment from replacing a newer one.
 	taking sync.Mutex
 
+	// opened is called once the host's part is at work.
+	opened func()
+	// ended is closed when Run has returned.
+	ended chan struct{}
+	// cancel ends the membership, and done is closed when it has ended: with this
+	// member or with one that followed it.
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 }
@@ -78,8 +84,12 @@ type host struct {
 	members []netd.NodeID
 }
 
-// errLeft ends a membership that the user ended.
-var errLeft = errors.New("the node leaves the swarm")
+var (
+	// errLeft ends a membership that the user ended.
+	errLeft = errors.New("the node leaves the swarm")
+	// errRemoved ends one that the managers ended.
+	errRemoved = errors.New("the swarm no longer has this node")
+)
 
 func (o options) netnsDir() string { return filepath.Join(o.RunDir, "netns") }
 
@@ -89,8 +99,9 @@ func (o options) netnsDir() string { return filepath.Join(o.RunDir, "netns") }
 func newMember(d *Daemon, id *identity, key []byte) (*member, error) {
 	m := &member{
 		options: d.options, id: id, key: key, files: d.files, kind: d.kind, log: d.log,
-		founded: make(chan struct{}), first: make(chan struct{}), done: make(chan struct{}),
+		founded: make(chan struct{}), first: make(chan struct{}), done: make(chan struct{}), ended: make(chan struct{}),
 	}
+	m.opened = func() { d.set(m, nil) }
 	cert, ca, err := id.credentials(key)
 	if err != nil {
 		return nil, fmt.Errorf("read the node's certificate: %w", err)
@@ -163,7 +174,10 @@ func (id *identity) manager() string {
 
 // Run does the member's part until ctx ends or the swarm no longer wants it.
 func (m *member) Run(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, m.runtime.Close()) }()
+	defer func() {
+		err = errors.Join(err, m.runtime.Close())
+		close(m.ended)
+	}()
 	g, ctx := errgroup.WithContext(ctx)
 	if m.server != nil {
 		g.Go(func() error { return m.server.Run(ctx) })
@@ -175,7 +189,11 @@ func (m *member) Run(ctx context.Context) (err error) {
 		case <-ctx.Done():
 			return nil
 		case <-m.founded:
-			return m.client.Run(ctx, m.assign)
+			err := m.client.Run(ctx, m.assign)
+			if errors.Is(err, netd.ErrForbidden) {
+				return fmt.Errorf("%w: %w", errRemoved, err)
+			}
+			return err
 		}
 	})
 	g.Go(func() error { return m.renewals(ctx) })
@@ -250,6 +268,7 @@ func (m *member) work(ctx context.Context) error {
 	}
 	defer h.overlay.Close()
 	m.host.Store(h)
+	m.opened()
 	m.take(h)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.gossip.Run(ctx) })
@@ -295,9 +314,9 @@ func (m *member) gossipConfig(keys [][]byte) gossip.Config {
 func (m *member) gossipError(err error) error {
 	switch text := err.Error(); { // memberlist passes on the text only
 	case strings.Contains(text, unix.EADDRINUSE.Error()):
-		return netd.Errorf(netd.ErrUnavailable, "port %d, TCP or UDP, for the gossip of the nodes, is in use on %s: stop its user, which 'ss -lntup sport = :%d' shows, and start netd again, or start it with another --gossip-port on all nodes", m.GossipPort, m.id.DataPath, m.GossipPort)
+		return netd.Errorf(netd.ErrUnavailable, "port %d, TCP or UDP, for the gossip of the nodes, is in use on %s: stop its user, which 'ss -lntup sport = :%d' shows; netd tries again until then. Or start netd with another --gossip-port on all nodes", m.GossipPort, m.id.DataPath, m.GossipPort)
 	case strings.Contains(text, unix.EADDRNOTAVAIL.Error()):
-		return netd.Errorf(netd.ErrInvalid, "%s, under which the other nodes know this one, is no longer an address of this host: give it back, or run 'docker swarm leave --force' and join again with another --advertise-addr", m.id.DataPath)
+		return netd.Errorf(netd.ErrInvalid, "%s, under which the other nodes know this one, is no longer an address of this host: give it back, netd tries again until then; or run 'docker swarm leave --force' and join again with another --advertise-addr", m.id.DataPath)
 	}
 	return err
 }
@@ -324,7 +343,7 @@ const farewellTime = 2 * time.Second
 // not find out.
 func (m *member) farewell(ctx context.Context) {
 	select {
-	case <-m.done:
+	case <-m.ended:
 		return // there is nobody left who could speak
 	default:
 	}

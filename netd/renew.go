@@ -13,7 +13,7 @@ import (
 
 const (
 	// A renewal that fails is tried again after a wait that grows from the first to
-	// the second: a certificate has at least 12 minutes left at its latest renewal.
+	// the second: a certificate has at least 24 minutes left at its latest renewal.
 	renewFirstWait, renewLongestWait = time.Second, 10 * time.Minute
 	// renewPause lies between two renewals: the life of a certificate begins an hour
 	// before its signature, so that one for an hour is renewed at once.

@@ -253,43 +253,6 @@ func (d *Daemon) enter(ctx context.Context, id *identity, key []byte, found func
 	return nil
 }
 
-// begin runs the membership under the daemon's group. A member that ends by
-// itself leaves its reason behind; the daemon goes on answering.
-func (d *Daemon) begin(ctx context.Context, id *identity, key []byte, found func(context.Context, *member) error) error {
-	m, err := newMember(d, id, key)
-	if err != nil {
-		return err
-	}
-	mctx, cancel := context.WithCancelCause(d.ctx)
-	m.cancel = cancel
-	d.set(m, nil)
-	d.group.Go(func() error {
-		defer close(m.done)
-		err := m.Run(mctx)
-		if mctx.Err() == nil {
-			d.log.Error("the membership has ended", "err", err)
-			d.set(m, err)
-		}
-		cancel(err)
-		return nil
-	})
-	if found != nil {
-		fctx, stop := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no leader after %s", startTimeout))
-		defer stop()
-		if err := found(fctx, m); err != nil {
-			return err
-		}
-	}
-	close(m.founded)
-	return nil
-}
-
-func (d *Daemon) set(m *member, failed error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.member, d.failed = m, failed
-}
-
 // Leave implements api.Local: the node stops its tasks, takes everything of ours
 // out of its kernel, and forgets the swarm.
 func (d *Daemon) Leave(ctx context.Context, force bool) error {
