@@ -65,6 +65,13 @@ func allocateNetwork(tx *store.Tx, n *swarm.Network) error {
 	}
 	if config.Subnet.IsValid() {
 		config.Subnet = config.Subnet.Masked()
+		if i := slices.IndexFunc(tx.Networks(), func(o *swarm.Network) bool {
+			subnet, _ := subnetOf(o)
+			return removing(o) && subnet.IsValid() && subnet.Overlaps(config.Subnet)
+		}); i >= 0 {
+			return netd.Errorf(netd.ErrForbidden, "invalid pool request: Pool overlaps with that of network %s, which is being removed: its last tasks are still stopping; try again in a few seconds",
+				tx.Networks()[i].DriverState.Options[optionRemoved])
+		}
 		if _, overlaps := ipam.Overlapping(config.Subnet, used); overlaps {
 			return netd.Errorf(netd.ErrForbidden, "invalid pool request: Pool overlaps with other one on this address space")
 		}
@@ -184,7 +191,7 @@ func (p *pass) networksOf(s *swarm.Service, spec swarm.TaskSpec) []string {
 
 func ingressNetwork(tx *store.Tx) *swarm.Network {
 	for _, n := range tx.Networks() {
-		if n.Spec.Ingress {
+		if n.Spec.Ingress && !removing(n) {
 			return n
 		}
 	}
@@ -229,7 +236,7 @@ func (p *pass) vipOf(s *swarm.Service, networkID string) (swarm.EndpointVirtualI
 			return vip, true
 		}
 	}
-	n := p.tx.Network(networkID)
+	n := openNetwork(p.tx, networkID)
 	if n == nil {
 		return swarm.EndpointVirtualIP{}, false
 	}
@@ -309,7 +316,7 @@ func (p *pass) attach(t *swarm.Task) (attachments []swarm.NetworkAttachment, err
 		}
 	}()
 	for _, id := range p.networksOf(p.tx.Service(t.ServiceID), t.Spec) {
-		n := p.tx.Network(id)
+		n := openNetwork(p.tx, id)
 		if n == nil {
 			return attachments, fmt.Errorf("network %s not found: update the service to leave it", id)
 		}

@@ -17,14 +17,23 @@ const scopeSwarm = "swarm"
 
 func findNetwork(tx *store.Tx, ref string) (*swarm.Network, error) {
 	return lookup[swarm.Network]{
-		"network", ref, tx.Network, tx.Networks,
+		"network", ref, func(id string) *swarm.Network { return openNetwork(tx, id) }, func() []*swarm.Network { return slices.DeleteFunc(slices.Clone(tx.Networks()), removing) },
 		func(n *swarm.Network) string { return n.ID }, func(n *swarm.Network) string { return n.Spec.Name },
 	}.find()
 }
 
+// openNetwork returns the network that tasks and services may have addresses on;
+// nil when it is gone or going.
+func openNetwork(tx *store.Tx, id string) *swarm.Network {
+	if n := tx.Network(id); n != nil && !removing(n) {
+		return n
+	}
+	return nil
+}
+
 // ListNetworks returns all networks of the swarm, sorted by ID.
 func (o *Orchestrator) ListNetworks(context.Context) ([]swarm.Network, error) {
-	return values(o.store.View().Networks()), nil
+	return values(slices.DeleteFunc(slices.Clone(o.store.View().Networks()), removing)), nil
 }
 
 // GetNetwork returns the network with the ID, name or ID prefix.
@@ -158,8 +167,9 @@ func checkSubnet(c network.IPAMConfig) error {
 	return nil
 }
 
-// RemoveNetwork removes a network that no service and no task uses. A task that
-// is still being stopped uses it until it has stopped.
+// RemoveNetwork removes a network that no service uses. Tasks that are being
+// stopped keep it until the last of them is gone: until then it has no name and
+// is shown to nobody, but nobody gets its subnet and its VNI either.
 func (o *Orchestrator) RemoveNetwork(ctx context.Context, ref string) error {
 	return o.store.Update(ctx, func(tx *store.Tx) error {
 		n, err := findNetwork(tx, ref)
@@ -174,13 +184,55 @@ func (o *Orchestrator) RemoveNetwork(ctx context.Context, ref string) error {
 				return precondition("network %s is in use by service %s", n.ID, s.ID)
 			}
 		}
-		for _, t := range tx.Tasks() {
-			if holdsAddress(t) && slices.ContainsFunc(t.NetworksAttachments, func(a swarm.NetworkAttachment) bool { return a.Network.ID == n.ID }) {
+		holders := holdersOf(tx, n.ID)
+		for _, t := range holders {
+			if wanted(t) && tx.Service(t.ServiceID) != nil {
 				return precondition("network %s is in use by task %s", n.ID, t.ID)
 			}
 		}
-		return tx.Delete(n)
+		if len(holders) == 0 {
+			return tx.Delete(n)
+		}
+		return tx.Put(removed(n))
 	})
+}
+
+// optionRemoved marks a network that is removed as soon as its last task is gone;
+// its value is the name that the network had.
+const optionRemoved = "netd.removed"
+
+func removing(n *swarm.Network) bool {
+	_, is := n.DriverState.Options[optionRemoved]
+	return is
+}
+
+// removed returns a copy of the network that is marked, and leaves its name to others.
+func removed(n *swarm.Network) *swarm.Network {
+	c := *n
+	c.DriverState.Options = maps.Clone(n.DriverState.Options)
+	c.DriverState.Options[optionRemoved] = n.Spec.Name
+	c.Spec.Name = n.ID
+	return &c
+}
+
+// holdersOf returns the tasks that may still use an address of the network.
+func holdersOf(tx *store.Tx, id string) []*swarm.Task {
+	var list []*swarm.Task
+	for _, t := range tx.Tasks() {
+		if holdsAddress(t) && slices.ContainsFunc(t.NetworksAttachments, func(a swarm.NetworkAttachment) bool { return a.Network.ID == id }) {
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
+// reapNetworks deletes the removed networks whose last task is gone.
+func (p *pass) reapNetworks() {
+	for _, n := range p.tx.Networks() {
+		if removing(n) && len(holdersOf(p.tx, n.ID)) == 0 {
+			p.delete(n)
+		}
+	}
 }
 
 // labels returns labels that are never null in JSON.

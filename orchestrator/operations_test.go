@@ -258,20 +258,51 @@ func TestNetworks(t *testing.T) {
 	})
 }
 
-// A network goes when nothing uses it: a service, or a task that still stops.
+// A network goes when no service uses it. As long as a task of it still stops it is
+// hidden, and its name is free, but not its subnet, its VNI or its addresses; with
+// the last task it is gone.
 func TestRemoveNetwork(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		w.network("blue", "")
+		w.network("blue", "10.9.0.0/24")
 		id, _, err := w.o.CreateService(w.ctx, spec("web", "stubborn", 1, "blue"))
 		w.must(err)
 		w.settle()
+		old, err := w.o.GetNetwork(w.ctx, "blue")
+		w.must(err)
 		wantError(t, "service", w.o.RemoveNetwork(w.ctx, "blue"), netd.ErrInvalid, "is in use by service "+id)
 		w.must(w.o.RemoveService(w.ctx, "web"))
+		w.must(w.o.RemoveNetwork(w.ctx, "blue")) // at once, as docker stack rm does
 		w.settle()
-		wantError(t, "task", w.o.RemoveNetwork(w.ctx, "blue"), netd.ErrInvalid, "is in use by task "+w.store.View().Tasks()[0].ID)
+		for _, ref := range []string{"blue", old.ID} {
+			_, err := w.o.GetNetwork(w.ctx, ref)
+			wantError(t, "hidden", err, netd.ErrNotFound, "network "+ref+" not found")
+			wantError(t, "again", w.o.RemoveNetwork(w.ctx, ref), netd.ErrNotFound, "network "+ref+" not found")
+		}
+		if list, err := w.o.ListNetworks(w.ctx); err != nil || len(list) != 1 || list[0].Spec.Name != "ingress" {
+			t.Errorf("list: got %v, %v", list, err)
+		}
+		if n := w.assignment(netd.NodeID(w.store.View().Tasks()[0].NodeID)).Snapshot.Networks; len(n) != 1 || n[0].Name != "blue" {
+			t.Errorf("the stopping task's network: got %v", n)
+		}
+		again := network.CreateRequest{Name: "other", IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: netip.MustParsePrefix("10.9.0.0/16")}}}}
+		_, err = w.o.CreateNetwork(w.ctx, again)
+		wantError(t, "same subnet", err, netd.ErrForbidden, "network blue, which is being removed")
+		w.network("blue", "")
+		next, err := w.o.GetNetwork(w.ctx, "blue")
+		w.must(err)
+		if vniOf(&next) == vniOf(&old) {
+			t.Errorf("VNI %d is given again", vniOf(&old))
+		}
+		_, _, err = w.o.CreateService(w.ctx, spec("web", "ok", 1, "blue"))
+		w.must(err)
+		w.settle()
 		w.advance(21 * time.Second)
-		w.must(w.o.RemoveNetwork(w.ctx, "blue"))
-		wantError(t, "absent", w.o.RemoveNetwork(w.ctx, "blue"), netd.ErrNotFound, "network blue not found")
+		if n := w.store.View().Network(old.ID); n != nil {
+			t.Errorf("the network is left: %+v", n)
+		}
+		_, err = w.o.CreateNetwork(w.ctx, again)
+		w.must(err)
+		wantError(t, "absent", w.o.RemoveNetwork(w.ctx, "red"), netd.ErrNotFound, "network red not found")
 	})
 }
 

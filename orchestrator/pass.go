@@ -68,6 +68,7 @@ func (p *pass) step() {
 		p.reconcile(p.allocateService(s))
 	}
 	p.reap()
+	p.reapNetworks()
 	p.allocateTasks()
 	p.schedule()
 }

@@ -73,8 +73,12 @@ func newProjection(tx *store.Tx) *projection {
 
 func networkValue(n *swarm.Network) netd.Network {
 	subnet, gateway := subnetOf(n)
+	name := n.Spec.Name
+	if removing(n) { // the tasks that are left go on under the old name
+		name = n.DriverState.Options[optionRemoved]
+	}
 	return netd.Network{
-		ID: netd.NetworkID(n.ID), Name: n.Spec.Name, VNI: vniOf(n), Subnet: subnet, Gateway: gateway,
+		ID: netd.NetworkID(n.ID), Name: name, VNI: vniOf(n), Subnet: subnet, Gateway: gateway,
 		Internal: n.Spec.Internal, Attachable: n.Spec.Attachable,
 	}
 }
