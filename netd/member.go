@@ -268,6 +268,7 @@ func (m *member) work(ctx context.Context) error {
 	}
 	defer h.overlay.Close()
 	m.host.Store(h)
+	defer m.host.Store(nil)
 	m.opened()
 	m.take(h)
 	g, ctx := errgroup.WithContext(ctx)

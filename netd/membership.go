@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"netd"
 )
 
 // A membership that ended is taken up again after a wait that grows from the first
@@ -66,12 +69,32 @@ func (d *Daemon) attend(ctx context.Context, m *member) {
 		case <-m.founded:
 		}
 		if errors.Is(err, errRemoved) {
+			d.dismiss(ctx, m, &wait)
 			return
 		}
 		if time.Since(begun) > againLongestWait {
 			wait.Reset()
 		}
 		if m = d.again(ctx, m, &wait); m == nil {
+			return
+		}
+	}
+}
+
+// dismiss stops what this node did for the swarm that has removed it. The user is
+// to see why, so the error stays until the node leaves.
+func (d *Daemon) dismiss(ctx context.Context, m *member, wait *backoff.ExponentialBackOff) {
+	removed := netd.Errorf(netd.ErrForbidden, "this node was removed from the swarm, and its tasks are stopped: run 'docker swarm leave --force' here, then join again")
+	for {
+		d.set(m, removed)
+		// Without the assignment the next start of the daemon begins no task of it.
+		err := errors.Join(os.RemoveAll(m.files.node()), clearHost(ctx, d.options, d.log))
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		d.log.Error("the removed node's tasks and networks are not gone yet", "err", err)
+		d.set(m, fmt.Errorf("%w; not all is gone yet: %w", removed, err))
+		if !sleepUntil(ctx, time.Now().Add(wait.NextBackOff())) {
 			return
 		}
 	}
