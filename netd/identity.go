@@ -110,8 +110,18 @@ func (f files) save(id *identity) error {
 
 func (f files) saveKey(pem []byte) error { return durable.WriteFile(f.key(), pem, 0o600) }
 
-// remove forgets the membership, the identity last: a removal that was cut off
-// is a member still, and can leave again.
-func (f files) remove() error {
-	return errors.Join(os.RemoveAll(f.raft()), os.RemoveAll(f.node()), os.RemoveAll(f.key()), os.RemoveAll(f.identity()))
+// remove forgets the membership.
+func (f files) remove() error { return f.removeBy(os.RemoveAll) }
+
+// removeBy removes one file after the other, and none after one that stays: the
+// identity after what needs it, so that a removal that was cut off is a member
+// still and can leave again, and the key last. A key alone is harmless; an
+// identity alone would keep the daemon from starting.
+func (f files) removeBy(remove func(string) error) error {
+	for _, path := range []string{f.raft(), f.node(), f.identity(), f.key()} {
+		if err := remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }

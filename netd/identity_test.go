@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -83,6 +84,34 @@ func TestIdentityIsKept(t *testing.T) {
 	}
 	if left, err := os.ReadDir(f.dir); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// Wherever a removal is cut off, what is left is a whole membership, which can be
+// removed again, or none; and nothing is removed after what could not be.
+func TestRemovalCutOff(t *testing.T) {
+	for stop := range 4 {
+		f := savedFiles(t)
+		gone := 0
+		err := f.removeBy(func(path string) error {
+			if gone == stop {
+				return errors.New("cut off")
+			}
+			gone++
+			return os.RemoveAll(path)
+		})
+		if err == nil || gone != stop {
+			t.Errorf("cut off after %d: %d removed, %v", stop, gone, err)
+		}
+		if _, _, err := f.load(); err != nil {
+			t.Errorf("cut off after %d: %v", stop, err)
+		}
+		if err := f.remove(); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadDir(f.dir); err != nil || len(left) > 0 {
+			t.Errorf("cut off after %d, left in the end: %v, %v", stop, left, err)
+		}
 	}
 }
 
