@@ -149,7 +149,9 @@ func (h *testHost) end(signal os.Signal) {
 	case <-time.After(15 * time.Second):
 		h.t.Errorf("the daemon of %s does not end", h.name)
 		_ = cmd.Process.Kill()
-		_ = <-h.ended
+		if err := <-h.ended; err != nil {
+			h.t.Log(err)
+		}
 	}
 }
 
@@ -318,7 +320,7 @@ func (h *testHost) status() (debug.Status, int) {
 // healthy waits until netd status says so.
 func (h *testHost) healthy() {
 	h.t.Helper()
-	nettest.Eventually(h.t, 20*time.Second, h.name+" is healthy", func() error {
+	nettest.Eventually(h.t, time.Minute, h.name+" is healthy", func() error {
 		if s, _ := h.status(); s.Verdict != debug.Healthy {
 			return fmt.Errorf("%s because of %q", s.Verdict, s.Reasons)
 		}
