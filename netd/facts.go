@@ -24,7 +24,7 @@ func (d *Daemon) Facts() debug.Facts {
 		return f
 	}
 	f.Leader = m.store != nil && m.store.Leading()
-	f.Connected = m.client.Connected()
+	f.Connected, f.Managers = m.client.Connected(), m.client.Managers()
 	h := m.host.Load()
 	if h == nil {
 		return f
@@ -95,6 +95,15 @@ func (d *Daemon) Kernel(ctx context.Context) (debug.Kernel, error) {
 		return debug.Kernel{}, fmt.Errorf("read balancer: %w", err)
 	}
 	return k, nil
+}
+
+// Explain implements debug.Source.
+func (d *Daemon) Explain(ctx context.Context, router string, vip netip.Addr) ([]string, error) {
+	h, err := d.currentHost()
+	if err != nil {
+		return nil, err
+	}
+	return h.balancer.Explain(ctx, router, vip)
 }
 
 // probeTimeout bounds one probe from a task's namespace.

@@ -36,6 +36,8 @@ type Facts struct {
 	Balancer, BalancerWhy string
 	// GossipPort is where nodes gossip, TCP and UDP.
 	GossipPort uint
+	// Managers are where this node looks for one (host:port).
+	Managers []string
 	// Connected is true while a manager talks to this node.
 	Connected bool
 	// Generation and ApplyError tell of the last pass over the kernel; Applied is
@@ -67,6 +69,8 @@ type Source interface {
 	Facts() Facts
 	Drift(context.Context) ([]string, error)
 	Kernel(context.Context) (Kernel, error)
+	// Explain lists the kernel objects in the router that a packet to the VIP meets.
+	Explain(ctx context.Context, router string, vip netip.Addr) ([]string, error)
 	// Lookup asks the resolver that the task uses, from the task's namespace.
 	Lookup(ctx context.Context, netns, name string) ([]netip.Addr, error)
 	// Dial opens and closes a TCP connection from the task's namespace.

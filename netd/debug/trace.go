@@ -2,12 +2,14 @@ package debug
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"netd"
 	"netd/balancer"
@@ -69,13 +71,41 @@ func trace(ctx context.Context, s Source, taskRef, service, portText string) (Tr
 	answer, err := s.Lookup(ctx, from.status.NetNS, service)
 	t.Hops = append(t.Hops, dnsHop(to, answer, err))
 	t.Hops = append(t.Hops, walk(f, k, from, to)...)
+	for i := range t.Hops {
+		if h := &t.Hops[i]; h.Layer == f.Balancer {
+			h.Object = objects(s.Explain(ctx, h.Object, to.VIP)) + " in " + h.Object
+		}
+	}
 	target := netip.AddrPortFrom(to.VIP, uint16(port))
 	if to.VIP.IsValid() {
 		err := s.Dial(ctx, from.status.NetNS, target)
-		t.Hops = append(t.Hops, Hop{OK: err == nil, Layer: "probe", Text: said(err, "a TCP connection to "+target.String()+" opens"), Object: from.status.NetNS})
+		t.Hops = append(t.Hops, Hop{OK: err == nil, Layer: layerProbe, Text: said(err, "a TCP connection to "+target.String()+" opens"), Object: from.status.NetNS})
+		t.judge()
+		if i := t.broken(); i >= 0 && t.Hops[i].Layer == layerProbe && errors.Is(err, syscall.ECONNREFUSED) {
+			t.Verdict = fmt.Sprintf("the way is open, but the connection is refused by the backend: is %s listening on port %d?", to.Name, port)
+		}
+		return t, nil
 	}
 	t.judge()
 	return t, nil
+}
+
+const layerProbe = "probe"
+
+// maxObjects of the balancer are shown: a service may have thousands of backends.
+const maxObjects = 8
+
+// objects words what Explain found.
+func objects(lines []string, err error) string {
+	switch {
+	case err != nil:
+		return err.Error()
+	case len(lines) == 0:
+		return "no object for the VIP"
+	case len(lines) > maxObjects:
+		return fmt.Sprintf("%s; and %d more", strings.Join(lines[:maxObjects], "; "), len(lines)-maxObjects)
+	}
+	return strings.Join(lines, "; ")
 }
 
 func said(err error, fine string) string {
@@ -191,7 +221,7 @@ func linkHop(n vxlan.Network, from origin) Hop {
 }
 
 func balancerHop(f Facts, k Kernel, router string, to netd.Service) (Hop, []balancer.Backend) {
-	h := Hop{Layer: f.Balancer, Object: fmt.Sprintf("mark 0x%x in %s", to.VIP.AsSlice(), router)}
+	h := Hop{Layer: f.Balancer, Object: router}
 	for _, r := range k.Balancer.Routers {
 		if r.NetNS != router {
 			continue
@@ -255,12 +285,14 @@ func member(f Facts, vtep netip.Addr) (name string, alive bool) {
 	return vtep.String(), false
 }
 
+// broken is the first hop that lets nothing through; -1 if all are open.
+func (t *Trace) broken() int { return slices.IndexFunc(t.Hops, func(h Hop) bool { return !h.OK }) }
+
 func (t *Trace) judge() {
-	for i, h := range t.Hops {
-		if !h.OK {
-			t.Verdict = fmt.Sprintf("packets end at hop %d (%s): %s.   look: netd drift, netd status", i+1, h.Layer, h.Text)
-			return
-		}
+	if i := t.broken(); i >= 0 {
+		h := t.Hops[i]
+		t.Verdict = fmt.Sprintf("packets end at hop %d (%s): %s.   look: netd drift, netd status", i+1, h.Layer, h.Text)
+		return
 	}
 	t.OK, t.Verdict = true, "the way is open; replies cross the same router, which puts the VIP back as their source"
 }

@@ -6,10 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -29,6 +32,8 @@ type source struct {
 	drift             []string
 	driftErr, readErr error
 	lookErr, dialErr  error
+	explained         []string
+	explainErr        error
 	dialled           netip.AddrPort
 }
 
@@ -40,6 +45,13 @@ func (s *source) Lookup(_ context.Context, netns, name string) ([]netip.Addr, er
 		return nil, fmt.Errorf("looked %q up in %q", name, netns)
 	}
 	return s.answer, s.lookErr
+}
+
+func (s *source) Explain(_ context.Context, router string, vip netip.Addr) ([]string, error) {
+	if router != "/ns/net-shop" || vip != addr("10.0.9.2") {
+		return nil, fmt.Errorf("asked %q for %s", router, vip)
+	}
+	return s.explained, s.explainErr
 }
 
 func (s *source) Dial(_ context.Context, _ string, to netip.AddrPort) error {
@@ -81,6 +93,29 @@ func hops(t Trace) string {
 	return strings.Join(out, ", ")
 }
 
+// The balancer's hop names the objects that the renderer in use has in the kernel,
+// not more than a person can read.
+func TestTraceObjects(t *testing.T) {
+	many := []string{"map a", "map b", "map c", "map d", "map e", "map f", "map g", "map h", "map i", "map j"}
+	for name, c := range map[string]struct {
+		lines []string
+		err   error
+		want  string
+	}{
+		"some":       {[]string{"nft map vips { 1 }", "nft map backends { 2 }"}, nil, "nft map vips { 1 }; nft map backends { 2 } in /ns/net-shop"},
+		"none":       {nil, nil, "no object for the VIP in /ns/net-shop"},
+		"many":       {many, nil, "map g; map h; and 2 more in /ns/net-shop"},
+		"unreadable": {nil, errors.New("cannot read"), "cannot read in /ns/net-shop"},
+	} {
+		s := shop()
+		s.explained, s.explainErr = c.lines, c.err
+		got, err := trace(t.Context(), s, "client.1", "web", "")
+		if err != nil || !strings.HasSuffix(got.Hops[3].Object, c.want) {
+			t.Errorf("%s: got %+v, %v; want %s", name, got.Hops, err, c.want)
+		}
+	}
+}
+
 // Each hop is judged by what the kernel holds, and the verdict names the first
 // one that does not let packets through.
 func TestTrace(t *testing.T) {
@@ -117,8 +152,12 @@ func TestTrace(t *testing.T) {
 			"ok dns, ok link, ok vip, ok nftables, ok local, FAIL vxlan, ok probe", "192.0.2.2 (two), which does not answer gossip"},
 		"peer unknown": {func(s *source) { s.facts.Snapshot.Nodes = nil },
 			"ok dns, ok link, ok vip, ok nftables, ok local, FAIL vxlan, ok probe", "does not answer gossip"},
-		"port shut": {func(s *source) { s.dialErr = errors.New("connection refused") },
-			"ok dns, ok link, ok vip, ok nftables, ok local, ok vxlan, FAIL probe", "hop 7 (probe): connection refused"},
+		"port shut": {func(s *source) {
+			s.dialErr = &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+		},
+			"ok dns, ok link, ok vip, ok nftables, ok local, ok vxlan, FAIL probe", "refused by the backend: is web listening on port 8080?"},
+		"no answer": {func(s *source) { s.dialErr = errors.New("i/o timeout") },
+			"ok dns, ok link, ok vip, ok nftables, ok local, ok vxlan, FAIL probe", "hop 7 (probe): i/o timeout.   look: netd drift"},
 	} {
 		s := shop()
 		c.change(s)
@@ -215,7 +254,7 @@ func TestTracePrint(t *testing.T) {
 	var out bytes.Buffer
 	got.Print(&out)
 	for _, want := range []string{
-		"client.1.client00001 → web:80\n", " 1 ok   dns ", "[resolver 169.254.1.1:53]", "[veth nd-client in /ns/net-shop]", "[mark 0x0a000902 in /ns/net-shop]",
+		"client.1.client00001 → web:80\n", " 1 ok   dns ", "[resolver 169.254.1.1:53]", "[veth nd-client in /ns/net-shop]", "[no object for the VIP in /ns/net-shop]",
 		"[route dev nd-web1 in /ns/net-shop]", "its router is 02:00:00:00:00:02", " 7 FAIL probe ", "verdict: packets end at hop 7 (probe): connection refused",
 	} {
 		if !strings.Contains(out.String(), want) {
