@@ -71,8 +71,10 @@ type Assignment struct {
 	ServiceNames map[string]string
 	GossipKeys   [][]byte
 	GossipPeers  []netip.AddrPort
-	// Managers is where sessions can be had, as host:port.
+	// Managers is where sessions can be had, as host:port; ManagerIDs are their
+	// nodes, in the same order.
 	Managers     []string
+	ManagerIDs   []netd.NodeID
 	DataPathPort uint32
 }
 

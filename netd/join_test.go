@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,15 +70,20 @@ func TestAskToJoin(t *testing.T) {
 	}
 }
 
-// A manager's address is shown with the node behind it, where that is known.
-func TestManagerID(t *testing.T) {
+// A manager's address is shown with the node behind it, wherever its data path is;
+// what an older netd kept does not name it.
+func TestManagerPeers(t *testing.T) {
 	a := &dispatch.Assignment{
-		Node:     swarm.Node{ID: "n1", ManagerStatus: &swarm.ManagerStatus{Addr: "192.0.2.1:2377"}},
-		Snapshot: netd.Snapshot{Nodes: []netd.Node{{ID: "n2", Addr: netip.MustParseAddr("192.0.2.2")}}},
+		Node: swarm.Node{ID: "n1"}, Managers: []string{"192.0.2.1:2377", "192.0.2.2:4000"}, ManagerIDs: []netd.NodeID{"n3", "n2"},
+		Snapshot: netd.Snapshot{Nodes: []netd.Node{{ID: "n2", Addr: netip.MustParseAddr("198.51.100.2")}}},
 	}
-	for addr, want := range map[string]string{"192.0.2.1:2377": "n1", "192.0.2.2:2377": "n2", "192.0.2.3:2377": "", "manager:2377": ""} {
-		if got := managerID(a, addr); got != want {
-			t.Errorf("%s: got %q, want %q", addr, got, want)
-		}
+	want := []swarm.Peer{{NodeID: "n3", Addr: "192.0.2.1:2377"}, {NodeID: "n2", Addr: "192.0.2.2:4000"}}
+	if got := managerPeers(a); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	a.ManagerIDs = nil
+	want[0].NodeID, want[1].NodeID = "", ""
+	if got := managerPeers(a); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

@@ -52,24 +52,23 @@ func (d *Daemon) Status() api.LocalStatus {
 	}
 	s.ControlAvailable = d.member.control != nil
 	if a := d.member.assigned.Load(); a != nil {
-		for _, m := range a.Managers {
-			s.Managers = append(s.Managers, swarm.Peer{NodeID: managerID(a, m), Addr: m})
-		}
+		s.Managers = managerPeers(a)
 	}
 	return s
 }
 
-// managerID finds the node behind a manager's address, where it is known.
-func managerID(a *dispatch.Assignment, addr string) string {
-	if ms := a.Node.ManagerStatus; ms != nil && ms.Addr == addr {
-		return a.Node.ID
-	}
-	for _, n := range a.Snapshot.Nodes {
-		if at, err := netip.ParseAddrPort(addr); err == nil && n.Addr == at.Addr() {
-			return string(n.ID)
+// managerPeers lists the managers with their nodes, which an assignment that was
+// kept by an older netd does not name.
+func managerPeers(a *dispatch.Assignment) []swarm.Peer {
+	var peers []swarm.Peer
+	for i, addr := range a.Managers {
+		p := swarm.Peer{Addr: addr}
+		if len(a.ManagerIDs) == len(a.Managers) {
+			p.NodeID = string(a.ManagerIDs[i])
 		}
+		peers = append(peers, p)
 	}
-	return ""
+	return peers
 }
 
 // Control implements api.Local.

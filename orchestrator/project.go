@@ -20,15 +20,16 @@ const gossipPort = 7946
 // Docker API's objects to the root package's values. It is made once per change
 // and asked once per node.
 type projection struct {
-	tx        *store.Tx
-	nodes     map[string]*swarm.Node
-	networks  map[string]netd.Network
-	services  map[string][]netd.Service  // by network
-	endpoints map[string][]netd.Endpoint // by network, sorted by task as the store is
-	hosts     map[string]map[string]bool // by network, the nodes of its endpoints
-	peers     []netip.AddrPort
-	managers  []string
-	members   []netd.NodeID // sorted as the store is
+	tx         *store.Tx
+	nodes      map[string]*swarm.Node
+	networks   map[string]netd.Network
+	services   map[string][]netd.Service  // by network
+	endpoints  map[string][]netd.Endpoint // by network, sorted by task as the store is
+	hosts      map[string]map[string]bool // by network, the nodes of its endpoints
+	peers      []netip.AddrPort
+	managers   []string      // sorted
+	managerIDs []netd.NodeID // the managers' nodes, in the same order
+	members    []netd.NodeID // sorted as the store is
 }
 
 func newProjection(tx *store.Tx) *projection {
@@ -40,6 +41,7 @@ func newProjection(tx *store.Tx) *projection {
 		endpoints: map[string][]netd.Endpoint{},
 		hosts:     map[string]map[string]bool{},
 	}
+	managers := map[string]netd.NodeID{}
 	for _, n := range tx.Nodes() {
 		pr.nodes[n.ID] = n
 		pr.members = append(pr.members, netd.NodeID(n.ID))
@@ -47,12 +49,14 @@ func newProjection(tx *store.Tx) *projection {
 			pr.peers = append(pr.peers, netip.AddrPortFrom(addr, gossipPort))
 		}
 		if n.ManagerStatus != nil && n.ManagerStatus.Addr != "" {
-			pr.managers = append(pr.managers, n.ManagerStatus.Addr)
+			managers[n.ManagerStatus.Addr] = netd.NodeID(n.ID)
 		}
 	}
 	slices.SortFunc(pr.peers, netip.AddrPort.Compare)
 	pr.peers = slices.Compact(pr.peers)
-	slices.Sort(pr.managers)
+	for _, addr := range sortedKeys(managers) {
+		pr.managers, pr.managerIDs = append(pr.managers, addr), append(pr.managerIDs, managers[addr])
+	}
 	for _, n := range tx.Networks() {
 		pr.networks[n.ID] = networkValue(n)
 	}
@@ -151,6 +155,7 @@ func (pr *projection) assignment(node netd.NodeID) (a dispatch.Assignment, ok bo
 		GossipKeys:   cluster.GossipKeys,
 		GossipPeers:  pr.peers,
 		Managers:     pr.managers,
+		ManagerIDs:   pr.managerIDs,
 		Members:      pr.members,
 		DataPathPort: cluster.DataPathPort,
 	}

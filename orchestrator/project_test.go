@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -86,6 +87,9 @@ endpoint rr n3 10.0.2.4 leaving false
 			if got := text(w.assignment(node), names); got != want {
 				t.Errorf("%s: got\n%swant\n%s", node, got, want)
 			}
+		}
+		if a := w.assignment("n1"); !slices.Equal(a.Managers, []string{"192.0.2.1:2377"}) || !slices.Equal(a.ManagerIDs, []netd.NodeID{"n1"}) {
+			t.Errorf("managers: got %v, %v", a.Managers, a.ManagerIDs)
 		}
 		if a := w.assignment("n2"); len(a.Tasks) != 1 || a.Tasks[0].DesiredState != swarm.TaskStateRemove || len(a.Snapshot.Networks) != 2 {
 			t.Errorf("a task that stops: got %+v", a.Tasks)
