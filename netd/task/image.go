@@ -25,7 +25,7 @@ func checkImage(image string) error {
 	}
 	if name.Name() != echoImage {
 		return netd.Errorf(netd.ErrUnsupported,
-			"image %q is not known to the process runtime; run a Docker Engine on this node or use netd/echo", image)
+			"image %q cannot be run by this version, which only has the built-in image netd/echo", image)
 	}
 	return nil
 }

@@ -98,8 +98,8 @@ func TestCheck(t *testing.T) {
 		kind   error
 	}{
 		"other image": {func(s *Spec) { s.Image = "nginx:1.27" },
-			`image "nginx:1.27" is not known to the process runtime; run a Docker Engine on this node or use netd/echo`, netd.ErrUnsupported},
-		"other registry":   {func(s *Spec) { s.Image = "ghcr.io/netd/echo" }, "not known to the process runtime", netd.ErrUnsupported},
+			`image "nginx:1.27" cannot be run by this version, which only has the built-in image netd/echo`, netd.ErrUnsupported},
+		"other registry":   {func(s *Spec) { s.Image = "ghcr.io/netd/echo" }, "cannot be run by this version", netd.ErrUnsupported},
 		"no image":         {func(s *Spec) { s.Image = "" }, "invalid reference format", netd.ErrInvalid},
 		"path in id":       {func(s *Spec) { s.ID = "../x" }, "task id", netd.ErrInvalid},
 		"relative dir":     {func(s *Spec) { s.Dir = "x" }, "absolute path", netd.ErrInvalid},

@@ -30,6 +30,7 @@ func Unsupported(t swarm.TaskSpec) error {
 		{"configs", len(c.Configs) > 0},
 		{"a user other than root", !slices.Contains([]string{"", "0", "root", "0:0", "root:root"}, c.User)},
 		{"additional groups", len(c.Groups) > 0},
+		{"name servers (dns)", c.DNSConfig != nil && len(c.DNSConfig.Nameservers) > 0},
 		{"a terminal (tty)", c.TTY},
 		{"an open standard input", c.OpenStdin},
 		{"a read-only root", c.ReadOnly},
@@ -46,7 +47,7 @@ func Unsupported(t swarm.TaskSpec) error {
 	} {
 		if field.used {
 			return netd.Errorf(netd.ErrUnsupported,
-				"%s: not known to the process runtime; run a Docker Engine on this node or leave it out", field.what)
+				"%s: not supported by this version, whose tasks are processes of the image netd/echo; leave it out", field.what)
 		}
 	}
 	return nil

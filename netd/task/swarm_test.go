@@ -2,6 +2,7 @@ package task
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -16,17 +17,18 @@ import (
 func TestUnsupported(t *testing.T) {
 	swap := int64(1)
 	for want, spec := range map[string]swarm.TaskSpec{
-		"container tasks only":     {},
-		"mounts: not known":        {ContainerSpec: &swarm.ContainerSpec{Mounts: []mount.Mount{{Target: "/x"}}}},
-		"secrets: not known":       {ContainerSpec: &swarm.ContainerSpec{Secrets: []*swarm.SecretReference{{}}}},
-		"a user other than root":   {ContainerSpec: &swarm.ContainerSpec{User: "www-data"}},
-		"a terminal (tty)":         {ContainerSpec: &swarm.ContainerSpec{TTY: true}},
-		"isolation hyperv":         {ContainerSpec: &swarm.ContainerSpec{Isolation: "hyperv"}},
-		"security options":         {ContainerSpec: &swarm.ContainerSpec{Privileges: &swarm.Privileges{Seccomp: &swarm.SeccompOpts{Mode: swarm.SeccompModeCustom}}}},
-		"swap settings: not known": {ContainerSpec: &swarm.ContainerSpec{}, Resources: &swarm.ResourceRequirements{SwapBytes: &swap}},
-		"log driver: not known":    {ContainerSpec: &swarm.ContainerSpec{}, LogDriver: &swarm.Driver{Name: "syslog"}},
+		"container tasks only":         {},
+		"mounts: not supported":        {ContainerSpec: &swarm.ContainerSpec{Mounts: []mount.Mount{{Target: "/x"}}}},
+		"secrets: not supported":       {ContainerSpec: &swarm.ContainerSpec{Secrets: []*swarm.SecretReference{{}}}},
+		"name servers (dns): not":      {ContainerSpec: &swarm.ContainerSpec{DNSConfig: &swarm.DNSConfig{Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53")}}}},
+		"a user other than root":       {ContainerSpec: &swarm.ContainerSpec{User: "www-data"}},
+		"a terminal (tty)":             {ContainerSpec: &swarm.ContainerSpec{TTY: true}},
+		"isolation hyperv":             {ContainerSpec: &swarm.ContainerSpec{Isolation: "hyperv"}},
+		"security options":             {ContainerSpec: &swarm.ContainerSpec{Privileges: &swarm.Privileges{Seccomp: &swarm.SeccompOpts{Mode: swarm.SeccompModeCustom}}}},
+		"swap settings: not supported": {ContainerSpec: &swarm.ContainerSpec{}, Resources: &swarm.ResourceRequirements{SwapBytes: &swap}},
+		"log driver: not supported":    {ContainerSpec: &swarm.ContainerSpec{}, LogDriver: &swarm.Driver{Name: "syslog"}},
 	} {
-		if err := Unsupported(spec); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, netd.ErrUnsupported) {
+		if err := Unsupported(spec); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, netd.ErrUnsupported) || strings.Contains(err.Error(), "Docker Engine") {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
