@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -170,7 +171,7 @@ func (s situation) status(state swarm.TaskState, message, err string) *swarm.Tas
 	if s.wanted == nil || terminal(s.wanted.Status.State) {
 		return nil
 	}
-	st := &swarm.TaskStatus{State: state, Message: message, Err: err}
+	st := &swarm.TaskStatus{State: state, Message: message, Err: bounded(err)}
 	if s.actual != nil {
 		st.ContainerStatus = &swarm.ContainerStatus{ContainerID: s.actual.ID, PID: s.actual.Pid, ExitCode: s.actual.ExitCode}
 	}
@@ -178,6 +179,18 @@ func (s situation) status(state swarm.TaskState, message, err string) *swarm.Tas
 		return nil
 	}
 	return st
+}
+
+// maxErr is how many bytes of an error the managers store. A longer one, or one
+// that they would have to mend, would never be what they have, and be sent for ever.
+const maxErr = 4096
+
+func bounded(text string) string {
+	text = strings.ToValidUTF8(text, "")
+	if len(text) > maxErr {
+		text = strings.ToValidUTF8(text[:maxErr], "") // the cut may go through a character
+	}
+	return text
 }
 
 func samePid(a, b *swarm.ContainerStatus) bool {

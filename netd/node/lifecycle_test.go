@@ -2,8 +2,10 @@ package node
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -79,5 +81,22 @@ func TestDecideReportsNewsOnly(t *testing.T) {
 	}
 	if got := decide(s); got.report != nil {
 		t.Errorf("reported %+v again", *got.report)
+	}
+}
+
+// However long and broken an error is, the managers have it after one report:
+// what they store of it is what the node compares with.
+func TestDecideBoundsErrors(t *testing.T) {
+	for name, long := range map[string]string{
+		"long": strings.Repeat("x", 5000), "cut through a character": "x" + strings.Repeat("é", 3000), "no UTF-8": "a\xff\xfeb", "short": "no",
+	} {
+		s := situation{
+			wanted:  &swarm.Task{ID: "t", DesiredState: swarm.TaskStateRunning, Status: swarm.TaskStatus{State: swarm.TaskStateAssigned}},
+			refusal: errors.New(long), now: time.Unix(1, 0),
+		}
+		got := decide(s)
+		if got.report == nil || len(got.report.Err) > 4096 || !utf8.ValidString(got.report.Err) || len(long) > 4096 && len(got.report.Err) < 4090 {
+			t.Fatalf("%s: reported %+v", name, got.report)
+		}
 	}
 }
