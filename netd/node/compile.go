@@ -30,6 +30,9 @@ type Input struct {
 	// Snapshot is what the managers grant; Gossip is what the owners say of it.
 	Snapshot netd.Snapshot
 	Gossip   *gossip.View
+	// Heard are the owners that were heard since this daemon's start, also those
+	// that have left since and are in Gossip no more.
+	Heard map[netd.NodeID]bool
 	// Standing is what the kernel balances now, needed only while there are owners
 	// that were not heard since this daemon's start.
 	Standing balancer.Config
@@ -217,10 +220,11 @@ func (c *compiler) router(n netd.Network) balancer.Router {
 // endpoint whose owner is unreachable gets no new connections but keeps those it
 // has, for the silence may be ours; once the managers too have given it up, it is
 // dead, and its connections are reset instead of hanging. As long as nothing was
-// heard of an owner, as after a start of this daemon, what the kernel does stands.
+// heard of an owner, as after a start of this daemon, what the kernel does stands;
+// an owner that was heard and has left has nothing any more.
 func (c *compiler) backendState(e netd.Endpoint) (state balancer.State, in bool) {
 	owner := c.Gossip.Members[e.Node]
-	if !heard(owner) {
+	if !c.heard(e.Node) {
 		state, in = c.standing[e.Addr]
 		if e.Leaving && in {
 			state = balancer.Draining
@@ -241,9 +245,9 @@ func (c *compiler) backendState(e netd.Endpoint) (state balancer.State, in bool)
 }
 
 // heard is false for a node of which no state has come yet.
-func heard(m gossip.Member) bool { return m.Version > 0 }
+func (in Input) heard(id netd.NodeID) bool { return in.Heard[id] || in.Gossip.Members[id].Version > 0 }
 
-// unheard says whether Compile would need to know what the kernel does now.
-func unheard(s netd.Snapshot, view *gossip.View) bool {
-	return slices.ContainsFunc(s.Endpoints, func(e netd.Endpoint) bool { return !heard(view.Members[e.Node]) })
+// unheard says whether Compile needs to know what the kernel does now.
+func (in Input) unheard() bool {
+	return slices.ContainsFunc(in.Snapshot.Endpoints, func(e netd.Endpoint) bool { return !in.heard(e.Node) })
 }

@@ -394,6 +394,35 @@ func TestRestartChangesNothing(t *testing.T) {
 	})
 }
 
+// The backends of a node that leaves the gossip go with it, although the kernel
+// held them and the managers have not heard of it yet.
+func TestOwnerLeaves(t *testing.T) {
+	inRig(t, func(r *rig) {
+		r.assign(func() {
+			r.addPeer("n2")
+			r.addNetwork("shop", 9)
+			r.addTask("w1", "shop", 5)
+			r.others = []netd.Endpoint{{Network: "shop", Task: "w2", Name: "web.2.w2", Service: "web", Node: "n2", Addr: addr("10.0.9.6")}}
+			r.gossip.peers["n2"] = gossip.Member{Alive: true, Version: 1, Entries: map[netd.EndpointKey]netd.EndpointState{{Network: "shop", Task: "w2"}: netd.Ready}}
+		})
+		r.runs("shop", "w1")
+		backends := func() int {
+			r.kernel.mu.Lock()
+			defer r.kernel.mu.Unlock()
+			return len(r.kernel.balancer.Routers[0].Services[0].Backends)
+		}
+		r.until("both are backends", func() bool { return backends() == 2 })
+		r.gossip.mu.Lock()
+		delete(r.gossip.peers, "n2")
+		ring(r.gossip.bell)
+		r.gossip.mu.Unlock()
+		r.pass(time.Second)
+		if n := backends(); n != 1 {
+			t.Errorf("%d backends after the owner of one has left", n)
+		}
+	})
+}
+
 // A task that becomes unhealthy is withdrawn, stopped and reported as failed.
 func TestUnhealthyTask(t *testing.T) {
 	inRig(t, func(r *rig) {

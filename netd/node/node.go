@@ -114,7 +114,8 @@ type Node struct {
 	// Owned by Run's goroutine.
 	tasks   map[netd.TaskID]*progress
 	plugged map[netd.TaskID]bool
-	kept    *dispatch.Assignment // what assignment.json holds
+	heard   map[netd.NodeID]bool // the owners whose state has come since New
+	kept    *dispatch.Assignment // what assignment.json holds, as far as sameOrders sees
 	told    *dispatch.Assignment // the one last reported as applied: generations begin anew with each session
 	workers *errgroup.Group
 
@@ -148,7 +149,7 @@ type progress struct {
 func New(c Config) *Node {
 	return &Node{
 		Config: c, wake: make(chan struct{}, 1), tasks: map[netd.TaskID]*progress{},
-		plugged: map[netd.TaskID]bool{}, busy: map[netd.TaskID]bool{}, failed: map[netd.TaskID]error{},
+		plugged: map[netd.TaskID]bool{}, heard: map[netd.NodeID]bool{}, busy: map[netd.TaskID]bool{}, failed: map[netd.TaskID]error{},
 	}
 }
 
@@ -225,8 +226,12 @@ func (n *Node) pass(ctx context.Context, now time.Time) time.Duration {
 	if a == nil {
 		return 0
 	}
-	n.keep(a)
 	view := n.Gossip.View()
+	for id, m := range view.Members {
+		if m.Version > 0 {
+			n.heard[id] = true
+		}
+	}
 	statuses := map[netd.TaskID]task.Status{}
 	for _, s := range n.Runtime.List() {
 		statuses[netd.TaskID(s.ID)] = s
@@ -235,6 +240,7 @@ func (n *Node) pass(ctx context.Context, now time.Time) time.Duration {
 	desired := Compile(in)
 	n.desired.Store(&desired)
 	err := n.apply(ctx, desired)
+	n.keep(a) // traffic does not wait for the disk, but no task begins before
 	n.notePlugged(in, err == nil)
 	again := n.step(ctx, a, statuses, now)
 	if err == nil {
@@ -253,9 +259,10 @@ func (n *Node) pass(ctx context.Context, now time.Time) time.Duration {
 	return again
 }
 
-// keep saves an assignment that is new.
+// keep saves an assignment that says something new.
 func (n *Node) keep(a *dispatch.Assignment) {
-	if a == n.kept {
+	if a == n.kept || n.kept != nil && sameOrders(a, n.kept) {
+		n.kept = a
 		return
 	}
 	if err := save(n.DataDir, a); err != nil {

@@ -183,13 +183,21 @@ func TestCompileKeepsWhatStands(t *testing.T) {
 			{Addr: addr("10.0.9.6"), State: balancer.Ready}, {Addr: addr("10.0.9.7"), State: balancer.Ready}, {Addr: addr("10.0.9.9"), State: balancer.Ready},
 		},
 	}}}}}
-	if !unheard(in.Snapshot, in.Gossip) {
+	if !in.unheard() {
 		t.Error("two owners are not heard of, and the kernel would not be asked")
 	}
 	want := []balancer.Backend{
 		{Addr: addr("10.0.9.5"), State: balancer.Ready}, {Addr: addr("10.0.9.6"), State: balancer.Ready}, {Addr: addr("10.0.9.7"), State: balancer.Draining},
 	}
 	if diff := cmp.Diff(want, Compile(in).Balancer.Routers[0].Services[0].Backends, netips); diff != "" {
+		t.Error(diff)
+	}
+	// Both are heard, and leave.
+	in.Heard = map[netd.NodeID]bool{"n2": true, "n3": true}
+	if in.unheard() {
+		t.Error("all owners were heard of, and the kernel would be asked")
+	}
+	if diff := cmp.Diff(want[:1], Compile(in).Balancer.Routers[0].Services[0].Backends, netips); diff != "" {
 		t.Error(diff)
 	}
 }

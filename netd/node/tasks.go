@@ -27,7 +27,7 @@ const unknownPathMTU = 1500
 func (n *Node) input(ctx context.Context, a *dispatch.Assignment, view *gossip.View, statuses map[netd.TaskID]task.Status) (Input, error) {
 	in := Input{
 		Self: n.Self, Addr: n.Addr, Port: n.Port, NetNSDir: n.NetNSDir,
-		Upstreams: n.Upstreams, Snapshot: a.Snapshot, Gossip: view,
+		Upstreams: n.Upstreams, Snapshot: a.Snapshot, Gossip: view, Heard: n.heard,
 	}
 	for i := range a.Tasks {
 		t := &a.Tasks[i]
@@ -37,7 +37,7 @@ func (n *Node) input(ctx context.Context, a *dispatch.Assignment, view *gossip.V
 		}
 		in.Local = append(in.Local, LocalTask{ID: netd.TaskID(t.ID), NetNS: s.NetNS, Attachments: attachments(t)})
 	}
-	if unheard(a.Snapshot, view) {
+	if in.unheard() {
 		in.Standing = n.standing(ctx, in)
 	}
 	peers := []netip.Addr{n.Addr} // alone, the node's own link is the measure
