@@ -72,7 +72,7 @@ func Judge(f Facts, drift []string, driftErr error) Status {
 		worse(Broken, "the kernel could not be made as wanted: %s; see 'netd drift'", f.ApplyError)
 	}
 	if !f.Connected {
-		worse(Degraded, "no manager answers; tasks and names go on as they were; check TCP port %d towards the managers", 2377)
+		worse(Degraded, "no manager answers at %s; tasks and names go on as they were; check that this TCP port can be reached from here", strings.Join(f.Managers, " or "))
 	}
 	for _, name := range unreachable(f) {
 		worse(Degraded, "node %s does not answer gossip; its backends get no new connections; check TCP and UDP port %d", name, f.GossipPort)

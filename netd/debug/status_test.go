@@ -28,7 +28,7 @@ func healthy() Facts {
 	return Facts{
 		Version: "1.0", Name: "one", ID: "n1", State: swarm.LocalNodeStateActive, Up: 61*time.Second + 400*time.Millisecond,
 		Balancer: "nftables", BalancerWhy: "the kernel has no ip_vs", Connected: true, Generation: 7, Applied: 2 * time.Second,
-		Took: 3 * time.Millisecond, MTU: 1450, GossipPort: 7947,
+		Took: 3 * time.Millisecond, MTU: 1450, GossipPort: 7947, Managers: []string{"192.0.2.8:4000", "192.0.2.9:4001"},
 		Snapshot: netd.Snapshot{
 			Nodes:    []netd.Node{{ID: "n1", Name: "one", Addr: addr("192.0.2.1")}, {ID: "n2", Name: "two", Addr: addr("192.0.2.2")}},
 			Networks: []netd.Network{{ID: "shop", Name: "shop", VNI: 4097, Subnet: netip.MustParsePrefix("10.0.9.0/24")}},
@@ -63,7 +63,7 @@ func TestJudge(t *testing.T) {
 		"in no swarm":   {func(f *Facts) { f.State = swarm.LocalNodeStateInactive }, nil, nil, Inactive, []string{"swarm init"}},
 		"ended":         {func(f *Facts) { f.State, f.Error = swarm.LocalNodeStateError, "port 7946 is in use" }, nil, nil, Broken, []string{"port 7946 is in use"}},
 		"not applied":   {func(f *Facts) { f.ApplyError = "no such device" }, nil, nil, Broken, []string{"no such device; see 'netd drift'"}},
-		"no manager":    {func(f *Facts) { f.Connected = false }, nil, nil, Degraded, []string{"TCP port 2377"}},
+		"no manager":    {func(f *Facts) { f.Connected = false }, nil, nil, Degraded, []string{"no manager answers at 192.0.2.8:4000 or 192.0.2.9:4001; tasks"}},
 		"peer silent":   {func(f *Facts) { f.View.Members["n2"] = gossip.Member{} }, nil, nil, Degraded, []string{"node two does not answer gossip; its backends get no new connections; check TCP and UDP port 7947"}},
 		"self silent":   {func(f *Facts) { f.View.Members["n1"] = gossip.Member{} }, nil, nil, Healthy, nil},
 		"no gossip yet": {func(f *Facts) { f.View = nil }, nil, nil, Healthy, nil},
@@ -116,7 +116,7 @@ func TestStatusPrint(t *testing.T) {
 	var out bytes.Buffer
 	Judge(f, []string{"x"}, nil).Print(&out)
 	want := `netd 1.0 · node one (worker) · up 1m1s  DEGRADED
-  why: no manager answers; tasks and names go on as they were; check TCP port 2377 towards the managers
+  why: no manager answers at 192.0.2.8:4000 or 192.0.2.9:4001; tasks and names go on as they were; check that this TCP port can be reached from here
   why: 1 kernel objects differ from what is wanted and will be mended within seconds; see 'netd drift'
 control  no session with a manager; assignment 7 is kept
 gossip   2/2 members alive
