@@ -27,6 +27,7 @@ type kernel struct {
 	overlay  vxlan.Config
 	balancer balancer.Config
 	names    dns.Config
+	set      func() // called by every Set of the overlay, if any
 	// wanted are the arguments of every Set.
 	wanted []Desired
 }
@@ -38,6 +39,9 @@ func (k fakeOverlay) Set(_ context.Context, want vxlan.Config) ([]string, error)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.wanted = append(k.wanted, Desired{Overlay: want})
+	if k.set != nil {
+		k.set()
+	}
 	ops, errs := k.plan(want)
 	if len(ops) > 0 {
 		k.overlay = vxlan.Config{}

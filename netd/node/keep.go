@@ -7,6 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
 
 	"netd/dispatch"
 	"netd/internal/durable"
@@ -35,6 +40,23 @@ func Kept(dir string) (*dispatch.Assignment, error) {
 		return nil, fmt.Errorf("read assignment: the file %q is corrupt: %w; move it away and start again, the managers will send a new one", file, err)
 	}
 	return a, nil
+}
+
+// sameOrders says whether two assignments differ at most in what this node has
+// said itself: the statuses of its tasks, with the stamps of their writing, and
+// the count of the assignments. A restart finds out how its tasks are.
+func sameOrders(a, b *dispatch.Assignment) bool {
+	return reflect.DeepEqual(orders(a), orders(b))
+}
+
+func orders(a *dispatch.Assignment) dispatch.Assignment {
+	o := *a
+	o.Generation = 0
+	o.Tasks = slices.Clone(a.Tasks)
+	for i := range o.Tasks {
+		o.Tasks[i].Status, o.Tasks[i].Version, o.Tasks[i].UpdatedAt = swarm.TaskStatus{}, swarm.Version{}, time.Time{}
+	}
+	return o
 }
 
 // save keeps the assignment. It holds the gossip keys: for root alone.

@@ -58,7 +58,40 @@ func TestDamagedAssignmentIsRefused(t *testing.T) {
 	}
 }
 
-// Each new assignment is on disk before anything is done about it, and one that
+// The kernel is made as assigned before the disk is waited for, and what the node
+// itself has said of its tasks is not written back to it.
+func TestKeptAfterTheKernel(t *testing.T) {
+	inRig(t, func(r *rig) {
+		file := filepath.Join(r.node.DataDir, assignmentFile)
+		r.kernel.set = func() {
+			if len(r.kernel.wanted) > 1 {
+				return
+			}
+			if _, err := os.Stat(file); err == nil {
+				t.Error("the kernel waited for the disk")
+			}
+		}
+		r.assign(func() { r.addNetwork("shop", 9); r.addTask("w1", "shop", 5) })
+		r.until("it is kept", func() bool { _, err := os.Stat(file); return err == nil })
+		before, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.runs("shop", "w1") // which is several assignments, each with another status
+		r.assign(func() { r.tasks[0].Version.Index, r.tasks[0].UpdatedAt = 99, time.Now() })
+		r.pass(10 * time.Second)
+		if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
+			t.Errorf("the statuses of the tasks were written, %v", err)
+		}
+		r.want("w1", swarm.TaskStateShutdown)
+		r.until("an order is kept", func() bool {
+			data, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(data), `"DesiredState":"shutdown"`)
+		})
+	})
+}
+
+// Each new assignment is on disk before a task of it begins, and one that
 // cannot be written does not keep the node from its work.
 func TestAssignmentIsKeptFirst(t *testing.T) {
 	inRig(t, func(r *rig) {
