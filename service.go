@@ -11,6 +11,8 @@ type Service struct {
 	ID      ServiceID
 	Network NetworkID
 	Name    string
+	// Aliases are other names for it on this network, sorted. Services may share them.
+	Aliases []string `json:",omitempty"`
 	// VIP is the virtual address that stands for all ready endpoints. It is the
 	// zero Addr in endpoint mode dnsrr, where the name answers with them all.
 	VIP netip.Addr

@@ -91,15 +91,19 @@ func networkValue(n *swarm.Network) netd.Network {
 // tasks: those of its spec, and those of its virtual addresses.
 func (pr *projection) addService(s *swarm.Service) {
 	on := map[string]netip.Addr{}
+	aliases := map[string][]string{}
 	for _, n := range s.Spec.TaskTemplate.Networks {
 		on[n.Target] = netip.Addr{}
+		aliases[n.Target] = append(aliases[n.Target], n.Aliases...)
 	}
 	for _, vip := range s.Endpoint.VirtualIPs {
 		on[vip.NetworkID] = vip.Addr.Addr()
 	}
 	for network, vip := range on {
+		slices.Sort(aliases[network])
 		pr.services[network] = append(pr.services[network], netd.Service{
 			ID: netd.ServiceID(s.ID), Network: netd.NetworkID(network), Name: s.Spec.Name, VIP: vip,
+			Aliases: slices.Compact(aliases[network]),
 		})
 	}
 }

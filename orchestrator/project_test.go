@@ -108,6 +108,30 @@ endpoint rr n3 10.0.2.4 leaving false
 	})
 }
 
+// The other names that a service has on a network reach the nodes of that network.
+func TestAssignmentAliases(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.network("blue", "")
+		w.network("red", "")
+		_, _, err := w.o.CreateService(w.ctx, change(spec("web", "ok", 3, "blue", "red"), func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.Networks[0].Aliases = []string{"www", "db", "www"}
+		}))
+		w.must(err)
+		w.settle()
+		blue, err := w.o.GetNetwork(w.ctx, "blue")
+		w.must(err)
+		for _, s := range w.assignment("n1").Snapshot.Services {
+			want := ""
+			if string(s.Network) == blue.ID {
+				want = "db www"
+			}
+			if got := strings.Join(s.Aliases, " "); got != want {
+				t.Errorf("on %s: got aliases %q, want %q", s.Network, got, want)
+			}
+		}
+	})
+}
+
 // The same state gives the same assignment, field for field: a session sends it once.
 func TestAssignmentStable(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

@@ -136,6 +136,31 @@ func TestCompileNames(t *testing.T) {
 	}
 }
 
+// An alias answers as its service's name does, with all who share it; a service
+// that bears the name itself is not hidden by another's alias.
+func TestCompileAliases(t *testing.T) {
+	in := shop()
+	in.Snapshot.Services[0].Aliases = []string{"Db", "api", "other"}
+	in.Snapshot.Services = append(in.Snapshot.Services,
+		netd.Service{ID: "s8", Network: "shop", Name: "other", VIP: addr("10.0.9.8"), Aliases: []string{"api"}},
+		netd.Service{ID: "s9", Network: "shop", Name: "rr", Aliases: []string{"api", "round"}})
+	got := map[string][]netip.Addr{}
+	for _, r := range Compile(in).DNS.Resolvers[0].Zones[0].Records {
+		if _, twice := got[r.Name]; twice {
+			t.Errorf("%s is there twice", r.Name)
+		}
+		got[r.Name] = r.Addrs
+	}
+	for name, want := range map[string][]netip.Addr{
+		"db": {addr("10.0.9.2")}, "api": {addr("10.0.9.2"), addr("10.0.9.8")}, "other": {addr("10.0.9.8")}, "round": {},
+		"tasks.db": {addr("10.0.9.5"), addr("10.0.9.6"), addr("10.0.9.7")}, "tasks.other": {}, "web": {addr("10.0.9.2")},
+	} {
+		if addrs, in := got[name]; !in || !slices.Equal(addrs, want) {
+			t.Errorf("%s: got %v, want %v", name, addrs, want)
+		}
+	}
+}
+
 // A task on two networks has its default route on the first that has a way out,
 // and may ask either router for the names of both.
 func TestCompileTwoNetworks(t *testing.T) {

@@ -42,9 +42,12 @@ func (c *compiler) resolver(n netd.Network) dns.Resolver {
 
 // zone gives the names of a network. A service's own name is its VIP, or in
 // endpoint mode dnsrr its ready endpoints; tasks.NAME lists the ready endpoints;
-// a task's name stands as long as the task takes part at all.
+// a task's name stands as long as the task takes part at all. An alias answers as
+// the name of its service does, or of all that share it; where something on the
+// network is named so itself, that is meant.
 func (c *compiler) zone(n netd.Network) dns.Zone {
 	z := dns.Zone{ID: string(n.ID), Name: n.Name, Subnet: n.Subnet}
+	aliases := map[string][]netip.Addr{}
 	for _, s := range c.Snapshot.Services {
 		if s.Network != n.ID {
 			continue
@@ -63,12 +66,24 @@ func (c *compiler) zone(n netd.Network) dns.Zone {
 		}
 		slices.SortFunc(ready, netip.Addr.Compare)
 		z.Records = append(z.Records, dns.Record{Name: "tasks." + s.Name, Addrs: ready})
+		own := ready
 		if s.VIP.IsValid() {
-			z.Records = append(z.Records, dns.Record{Name: s.Name, Addrs: []netip.Addr{s.VIP}})
+			own = []netip.Addr{s.VIP}
 			z.PTRs = append(z.PTRs, dns.PTR{Addr: s.VIP, Name: s.Name + "." + n.Name})
-		} else {
-			z.Records = append(z.Records, dns.Record{Name: s.Name, Addrs: ready})
 		}
+		z.Records = append(z.Records, dns.Record{Name: s.Name, Addrs: own})
+		for _, a := range s.Aliases {
+			a = strings.ToLower(a)
+			aliases[a] = append(aliases[a], own...)
+			aliases["tasks."+a] = append(aliases["tasks."+a], ready...)
+		}
+	}
+	for _, r := range z.Records {
+		delete(aliases, strings.ToLower(r.Name))
+	}
+	for name, addrs := range aliases {
+		slices.SortFunc(addrs, netip.Addr.Compare)
+		z.Records = append(z.Records, dns.Record{Name: name, Addrs: slices.Compact(addrs)})
 	}
 	slices.SortFunc(z.Records, func(a, b dns.Record) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(z.PTRs, func(a, b dns.PTR) int { return a.Addr.Compare(b.Addr) })
