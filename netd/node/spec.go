@@ -1,8 +1,8 @@
 package node
 
 import (
-	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -11,8 +11,8 @@ import (
 	"netd/netd/task"
 )
 
-// spec words an assigned task for the runtime. Pure.
-func spec(t *swarm.Task, a *dispatch.Assignment, node string) task.Spec {
+// spec words an assigned task for the runtime; the error is for the user. Pure.
+func spec(t *swarm.Task, a *dispatch.Assignment, node string) (task.Spec, error) {
 	c := t.Spec.ContainerSpec
 	if c == nil {
 		c = &swarm.ContainerSpec{}
@@ -43,7 +43,8 @@ func spec(t *swarm.Task, a *dispatch.Assignment, node string) task.Spec {
 	if r := t.Spec.Resources; r != nil && r.Limits != nil {
 		s.MemoryLimit, s.NanoCPUs, s.PidsLimit = r.Limits.MemoryBytes, r.Limits.NanoCPUs, r.Limits.Pids
 	}
-	return s
+	err := placeholdersOf(t, a, name, node).fill(&s)
+	return s, err
 }
 
 // taskName is the task's name in the swarm and in DNS: service.slot.id, or
@@ -52,10 +53,14 @@ func taskName(t *swarm.Task, service string) string {
 	if t.Annotations.Name != "" {
 		return t.Annotations.Name
 	}
+	return service + "." + slot(t) + "." + t.ID
+}
+
+func slot(t *swarm.Task) string {
 	if t.Slot == 0 {
-		return fmt.Sprintf("%s.%s.%s", service, t.NodeID, t.ID)
+		return t.NodeID
 	}
-	return fmt.Sprintf("%s.%d.%s", service, t.Slot, t.ID)
+	return strconv.Itoa(t.Slot)
 }
 
 // labels are those of the spec and the ones that Docker tools look for.

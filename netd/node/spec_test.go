@@ -2,6 +2,7 @@ package node
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 func TestSpec(t *testing.T) {
 	grace := 3 * time.Second
 	a := &dispatch.Assignment{ServiceNames: map[string]string{"s1": "web"}}
-	got := spec(&swarm.Task{
+	got, err := spec(&swarm.Task{
 		ID: "abcdefghijklmnop", ServiceID: "s1", NodeID: "n1", Slot: 2,
 		Spec: swarm.TaskSpec{
 			ContainerSpec: &swarm.ContainerSpec{
@@ -31,6 +32,9 @@ func TestSpec(t *testing.T) {
 			Resources: &swarm.ResourceRequirements{Limits: &swarm.Limit{MemoryBytes: 6, NanoCPUs: 7, Pids: 8}},
 		},
 	}, a, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := task.Spec{
 		ID: "abcdefghijklmnop", Name: "web.2.abcdefghijklmnop", Image: "netd/echo", Command: []string{"a"}, Args: []string{"b"},
 		Env: []string{"NETD_TASK=web.2.abcdefghijklmnop", "NETD_NODE=one", "X=1"}, Dir: "/d", Hostname: "abcdefghijkl",
@@ -62,9 +66,39 @@ func TestSpecDefaults(t *testing.T) {
 		"host and no grace": {swarm.Task{ID: "t1", ServiceID: "s1", Slot: 1, Spec: swarm.TaskSpec{
 			ContainerSpec: &swarm.ContainerSpec{Hostname: "h", StopGracePeriod: &none}}}, "web.1.t1", "h", -1},
 	} {
-		got := spec(&c.task, a, "one")
-		if got.Name != c.taskName || got.Hostname != c.host || got.StopGrace != c.grace || got.Health != nil {
+		got, err := spec(&c.task, a, "one")
+		if err != nil || got.Name != c.taskName || got.Hostname != c.host || got.StopGrace != c.grace || got.Health != nil {
 			t.Errorf("%s: got %+v", name, got)
+		}
+	}
+}
+
+// Placeholders in the hostname and in the environment's values are filled in as
+// Docker does it; what cannot be filled in is a refusal that names it.
+func TestSpecPlaceholders(t *testing.T) {
+	a := &dispatch.Assignment{ServiceNames: map[string]string{"s1": "web"}}
+	a.Node.Description.Platform.OS = "linux"
+	env := []string{"S={{.Service.ID}} {{.Service.Name}}", "N={{.Node.ID}} {{.Node.Hostname}} {{.Node.Platform.OS}}",
+		"T={{.Task.ID}} {{.Task.Name}} {{.Task.Slot}}", `J={{join "-" .Task.Slot .Task.ID}}`, "{{.Key}}", "P=} plain {"}
+	for slot, want := range map[int][]string{
+		2: {"NETD_TASK=web.2.t1", "NETD_NODE=one", "S=s1 web", "N=n1 one linux", "T=t1 web.2.t1 2", "J=2-t1", "{{.Key}}", "P=} plain {"},
+		0: {"NETD_TASK=web.n1.t1", "NETD_NODE=one", "S=s1 web", "N=n1 one linux", "T=t1 web.n1.t1 n1", "J=n1-t1", "{{.Key}}", "P=} plain {"},
+	} {
+		c := &swarm.ContainerSpec{Hostname: "{{.Service.Name}}-{{.Node.Hostname}}", Env: env}
+		got, err := spec(&swarm.Task{ID: "t1", ServiceID: "s1", NodeID: "n1", Slot: slot, Spec: swarm.TaskSpec{ContainerSpec: c}}, a, "one")
+		if diff := cmp.Diff(want, got.Env); err != nil || diff != "" || got.Hostname != "web-one" {
+			t.Errorf("slot %d: got hostname %q, %v; %s", slot, got.Hostname, err, diff)
+		}
+	}
+	for want, c := range map[string]*swarm.ContainerSpec{
+		"hostname: template: template:1: unclosed action":      {Hostname: "{{.Task"},
+		`environment variable "A": template`:                   {Env: []string{"A={{.Task.Colour}}"}},
+		"no conditions and loops":                              {Env: []string{"A={{range 1000000000000}}{{end}}"}},
+		"known are .Service.ID and .Name, .Node.ID, .Hostname": {Hostname: "{{.Service.Labels.x}}"},
+	} {
+		_, err := spec(&swarm.Task{ID: "t1", ServiceID: "s1", Spec: swarm.TaskSpec{ContainerSpec: c}}, a, "one")
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
 		}
 	}
 }

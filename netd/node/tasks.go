@@ -167,7 +167,8 @@ func (n *Node) situation(a *dispatch.Assignment, wanted *swarm.Task, id netd.Tas
 	p := n.progress(id)
 	s := situation{wanted: wanted, actual: actual, plugged: n.plugged[id], draining: p.draining, now: now, refusal: n.failure(id)}
 	if actual == nil && wanted != nil && s.refusal == nil {
-		s.refusal = cmp.Or(n.Runtime.Check(spec(wanted, a, n.Name)), task.Unsupported(wanted.Spec))
+		want, err := spec(wanted, a, n.Name)
+		s.refusal = cmp.Or(err, n.Runtime.Check(want), task.Unsupported(wanted.Spec))
 	}
 	if !p.draining.IsZero() {
 		if p.acknowledged.IsZero() && len(n.Gossip.Acked(p.version)) == 0 {
@@ -207,7 +208,13 @@ func (n *Node) act(ctx context.Context, a *dispatch.Assignment, t *swarm.Task, i
 	var work func() error
 	switch do {
 	case prepare:
-		work = func() error { _, err := n.Runtime.Prepare(ctx, spec(t, a, n.Name)); return err }
+		work = func() error {
+			s, err := spec(t, a, n.Name)
+			if err == nil {
+				_, err = n.Runtime.Prepare(ctx, s)
+			}
+			return err
+		}
 	case start:
 		work = func() error { return n.Runtime.Start(ctx, string(id)) }
 	case stop:
