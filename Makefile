@@ -27,7 +27,7 @@ demo: build ## build, then three nodes on this machine and every check of the ma
 	$(SUDO) bin/netd demo
 
 test: ## everything that CI runs, with every package it needs installed first
-	$(SUDO) scripts/install-deps
+	@$(SUDO) scripts/install-deps
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory test-unit
 	$(MAKE) --no-print-directory test-root
@@ -38,12 +38,12 @@ test-unit: ## all that needs neither root nor a particular kernel
 
 test-root: build ## this machine's own kernel: the root tests, in namespaces that they make, and the demo
 	$(SUDO) scripts/install-deps root
-	$(SUDO) env PATH="$$PATH" go test -count=1 -timeout 10m -p 1 -run '^TestRoot[A-Z]' $(ROOT_PACKAGES)
+	$(SUDO) env PATH="$$PATH" CGO_ENABLED=0 go test -count=1 -timeout 10m -p 1 -run '^TestRoot[A-Z]' $(ROOT_PACKAGES)
 	$(SUDO) bin/netd demo
 
 test-vm: build ## the same and the demo in Debian's kernel with ip_vs, where nothing may be skipped
 	$(SUDO) scripts/install-deps vm
-	$(SUDO) env PATH="$$PATH" scripts/test-vm $(ROOT_PACKAGES)
+	$(SUDO) env PATH="$$PATH" CGO_ENABLED=0 scripts/test-vm $(ROOT_PACKAGES)
 
 lint: build $(GOLANGCI_LINT) ## formatting, go vet, golangci-lint, the Vagrantfile
 	@unformatted=$$(gofmt -l .)
@@ -58,10 +58,10 @@ lint: build $(GOLANGCI_LINT) ## formatting, go vet, golangci-lint, the Vagrantfi
 
 bench: build ## ratios to the direct path between two hosts; run it with nothing else running
 	$(SUDO) scripts/install-deps root docker bench
-	$(SUDO) env PATH="$$PATH" scripts/bench
+	$(SUDO) env PATH="$$PATH" CGO_ENABLED=0 scripts/bench
 
 install-deps: ## every Debian package that the tests need
-	$(SUDO) scripts/install-deps
+	@$(SUDO) scripts/install-deps
 
 $(GOLANGCI_LINT):
 	GOBIN=$(CURDIR)/bin/tools go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
