@@ -62,6 +62,19 @@ func (s *signer) Attach(context.Context, netd.NodeID) (<-chan dispatch.Assignmen
 	return nil, netd.Errorf(netd.ErrUnavailable, "no sessions here")
 }
 
+// certified makes a key and an hour's certificate for it, signed at that time.
+func certified(t *testing.T, ca pki.CA, node netd.NodeID, role pki.Role, signed time.Time) (key, cert []byte) {
+	t.Helper()
+	key, csr, err := pki.NewKey()
+	if err == nil {
+		cert, err = ca.Sign(csr, pki.Subject{Node: node, Role: role, Cluster: "cluster1"}, time.Hour, signed)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, cert
+}
+
 // A certificate that has run for most of its life is renewed by the managers for
 // the key that the node has: after failures too, only node.json changes, no other
 // node's certificate is taken, and what is kept is whole.
@@ -70,17 +83,7 @@ func TestRenewal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sign := func(node netd.NodeID, role pki.Role, signed time.Time) (key, cert []byte) {
-		key, csr, err := pki.NewKey()
-		if err == nil {
-			cert, err = ca.Sign(csr, pki.Subject{Node: node, Role: role, Cluster: "cluster1"}, time.Hour, signed)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key, cert
-	}
-	managerKey, managerCert := sign("manager1", pki.Manager, time.Now())
+	managerKey, managerCert := certified(t, ca, "manager1", pki.Manager, time.Now())
 	shown, err := pki.Certificate(managerCert, managerKey, ca)
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +96,7 @@ func TestRenewal(t *testing.T) {
 	manager := &signer{ca: ca}
 	server := dispatch.NewServer(dispatch.Config{Listener: listener, TLS: pki.ServerTLS(shown, ca), Manager: manager, Log: log})
 
-	key, old := sign("node1", pki.Worker, time.Now().Add(-55*time.Minute)) // 5 of 120 minutes are left
+	key, old := certified(t, ca, "node1", pki.Worker, time.Now().Add(-55*time.Minute)) // 5 of 120 minutes are left
 	id := &identity{
 		NodeID: "node1", ClusterID: "cluster1", Role: pki.Worker, Advertise: netip.MustParseAddr("127.0.0.1"), DataPath: netip.MustParseAddr("127.0.0.1"),
 		Listen: "0.0.0.0:2377", Port: 2377, Managers: []string{listener.Addr().String()}, Boot: 1, CA: ca.CertPEM, Certificate: old,
