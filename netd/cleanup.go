@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
 	"netd"
+	"netd/internal/netns"
+	"netd/netd/task"
 	"netd/vxlan"
 )
 
@@ -33,7 +37,23 @@ func runCleanup(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer unlock()
-	if err := clearHost(ctx, o, slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
+	if c, err := net.Dial("unix", o.Socket); err == nil {
+		c.Close()
+		return netd.Errorf(netd.ErrExists, "a daemon with another data directory answers at %q: stop it, or say with --data-dir and --run-dir whose tasks are meant", o.Socket)
+	}
+	forsaken, err := task.RemoveForsaken(ctx, task.Config{DataDir: o.DataDir, RunDir: o.RunDir})
+	for _, id := range forsaken {
+		fmt.Fprintf(out, "removed task %s, whose files were damaged or gone\n", id)
+	}
+	// What cannot be removed must not keep the rest.
+	if err := errors.Join(err, clearHost(ctx, o, slog.New(slog.NewTextHandler(os.Stderr, nil)))); err != nil {
+		return err
+	}
+	pins, err := netns.List(o.netnsDir())
+	if err == nil && len(pins) > 0 {
+		err = fmt.Errorf("network namespaces are left in %q: %s; if nobody else uses them, unmount and remove them", o.netnsDir(), strings.Join(pins, ", "))
+	}
+	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "nothing of netd is left in the kernel; its state is still in %s\n", o.DataDir)

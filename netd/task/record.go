@@ -70,7 +70,7 @@ func load(dir, name string, v any) (bool, error) {
 		return false, fmt.Errorf("read task file: %w", err)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return false, fmt.Errorf("read task file %q: %w (restore it, or remove the task's directory to give the task up)", path, err)
+		return false, fmt.Errorf("read task file %q: %w (restore it, or stop the daemon and run 'netd cleanup' to give up the tasks of this node)", path, err)
 	}
 	return true, nil
 }
@@ -94,7 +94,7 @@ func loadRecord(dir string) (record, error) {
 	path := filepath.Join(dir, taskFile)
 	switch {
 	case !found:
-		return rec, fmt.Errorf("read task file %q: it is missing (restore it, or remove the directory to give the task up)", path)
+		return rec, fmt.Errorf("read task file %q: it is missing (restore it, or stop the daemon and run 'netd cleanup' to give up the tasks of this node)", path)
 	case rec.Version != recordVersion:
 		return rec, fmt.Errorf("read task file %q: version %d is not known to this netd, which knows %d", path, rec.Version, recordVersion)
 	case rec.Spec.ID != filepath.Base(dir):

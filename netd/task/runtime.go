@@ -95,7 +95,7 @@ func Open(c Config) (*Runtime, error) {
 func (r *Runtime) dir(id string) string { return filepath.Join(r.config.DataDir, "tasks", id) }
 
 func (r *Runtime) netns(id string) string {
-	return filepath.Join(r.config.RunDir, "netns", "task-"+id)
+	return filepath.Join(r.config.RunDir, "netns", pinPrefix+id)
 }
 
 func (r *Runtime) newEntry(rec record) *entry {
