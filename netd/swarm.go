@@ -117,9 +117,9 @@ func (d *Daemon) Init(ctx context.Context, r swarm.InitRequest) (string, error) 
 	}
 	id.NodeID, id.ClusterID, id.Role, id.CA = netd.NodeID(pki.NewID()), pki.NewID(), pki.Manager, ca.CertPEM
 	id.Managers = []string{id.manager()}
-	id.Certificate, err = ca.Sign(csr, pki.Subject{Node: id.NodeID, Role: pki.Manager, Cluster: id.ClusterID}, 0, time.Now())
-	if err != nil {
-		return "", fmt.Errorf("sign the node's certificate: %w", err)
+	id.Certificate, err = ca.Sign(csr, pki.Subject{Node: id.NodeID, Role: pki.Manager, Cluster: id.ClusterID}, r.Spec.CAConfig.NodeCertExpiry, time.Now())
+	if err != nil { // for a lifetime that is too short
+		return "", netd.Errorf(netd.ErrInvalid, "sign the node's certificate: %w", err)
 	}
 	cluster, err := d.newCluster(r, id, ca, caKey)
 	if err != nil {
