@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -50,39 +51,45 @@ func (d *Daemon) Facts() debug.Facts {
 	return f
 }
 
-// currentHost, or why there is none.
-func (d *Daemon) currentHost() (*host, error) {
+// currentHost, or why there is none. It stays open until looked is called.
+func (d *Daemon) currentHost() (h *host, looked func(), err error) {
 	d.mu.Lock()
 	m, failed := d.member, d.failed
 	d.mu.Unlock()
 	switch {
 	case m == nil:
-		return nil, netd.Errorf(netd.ErrUnavailable, textNoSwarm)
+		return nil, nil, netd.Errorf(netd.ErrUnavailable, textNoSwarm)
 	case failed != nil:
-		return nil, netd.Errorf(netd.ErrUnavailable, textEnded, failed)
+		return nil, nil, netd.Errorf(netd.ErrUnavailable, textEnded, failed)
 	}
-	h := m.host.Load()
-	if h == nil {
-		return nil, netd.Errorf(netd.ErrUnavailable, "no manager has assigned anything to this node yet; see 'netd status'")
+	if h = m.host.Load(); h == nil {
+		return nil, nil, netd.Errorf(netd.ErrUnavailable, "no manager has assigned anything to this node yet; see 'netd status'")
 	}
-	return h, nil
+	h.looks.RLock()
+	if h.closed {
+		h.looks.RUnlock()
+		return nil, nil, netd.Errorf(netd.ErrUnavailable, textEnded, errors.New("just now"))
+	}
+	return h, h.looks.RUnlock, nil
 }
 
 // Drift implements debug.Source.
 func (d *Daemon) Drift(ctx context.Context) ([]string, error) {
-	h, err := d.currentHost()
+	h, looked, err := d.currentHost()
 	if err != nil {
 		return nil, err
 	}
+	defer looked()
 	return h.node.Drift(ctx)
 }
 
 // Kernel implements debug.Source.
 func (d *Daemon) Kernel(ctx context.Context) (debug.Kernel, error) {
-	h, err := d.currentHost()
+	h, looked, err := d.currentHost()
 	if err != nil {
 		return debug.Kernel{}, err
 	}
+	defer looked()
 	k := debug.Kernel{}
 	if k.Overlay, err = h.overlay.Get(); err != nil {
 		return debug.Kernel{}, fmt.Errorf("read overlay: %w", err)
@@ -99,10 +106,11 @@ func (d *Daemon) Kernel(ctx context.Context) (debug.Kernel, error) {
 
 // Explain implements debug.Source.
 func (d *Daemon) Explain(ctx context.Context, router string, vip netip.Addr) ([]string, error) {
-	h, err := d.currentHost()
+	h, looked, err := d.currentHost()
 	if err != nil {
 		return nil, err
 	}
+	defer looked()
 	return h.balancer.Explain(ctx, router, vip)
 }
 

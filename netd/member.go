@@ -79,9 +79,22 @@ type host struct {
 	overlay  *vxlan.Overlay
 	balancer *balancer.Balancer
 	resolver *dns.Server
+
+	// looks is held for reading while someone looks into the host from outside;
+	// closed, guarded by it, is true when there is nothing more to see.
+	looks  sync.RWMutex
+	closed bool
 	// members are those of the assignment that was taken last; guarded by
 	// member.taking.
 	members []netd.NodeID
+}
+
+// close lets go of the kernel once nobody looks any more.
+func (h *host) close() error {
+	h.looks.Lock()
+	defer h.looks.Unlock()
+	h.closed = true
+	return h.overlay.Close()
 }
 
 var (
@@ -266,7 +279,7 @@ func (m *member) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer h.overlay.Close()
+	defer h.close()
 	m.host.Store(h)
 	defer m.host.Store(nil)
 	m.opened()
