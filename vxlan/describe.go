@@ -38,6 +38,8 @@ func describe(s state) Config {
 // remotes and ports noted here are candidates; complete checks them.
 func (n *Network) note(k key, value any) {
 	switch v := value.(type) {
+	case string:
+		n.Return = n.Return || k.kind == kindReturn
 	case link:
 		switch {
 		case k.link == vxlanName && v.hosted:
@@ -52,12 +54,12 @@ func (n *Network) note(k key, value any) {
 			n.Addrs = append(n.Addrs, k.dst.Addr())
 		}
 	case MAC:
-		if k.link == vxlanName {
+		if k.link == vxlanName && k.dst.Addr() != returnAddr {
 			n.Peers = append(n.Peers, Peer{VTEP: k.dst.Addr(), MAC: v})
 		}
 	case route:
 		switch {
-		case k.metric != 0 || v.foreign:
+		case k.metric != 0 || k.table != 0 || v.foreign:
 		case v.unreachable && k.dst.IsSingleIP():
 			n.Alias = k.dst.Addr()
 		case v.unreachable:
@@ -89,6 +91,7 @@ func (n *Network) complete(s state) {
 	}
 	n.Uplink = n.Uplink && whole(func(b *builder) { b.uplink(*n) })
 	n.Peers = slices.DeleteFunc(n.Peers, func(p Peer) bool { return !whole(func(b *builder) { b.peer(*n, p) }) })
+	n.Return = n.Return && whole(func(b *builder) { b.returns(*n) })
 	n.Ports = slices.DeleteFunc(n.Ports, func(p Port) bool { return !whole(func(b *builder) { b.port(*n, p) }) })
 	for i, p := range n.Ports {
 		has := func(dst netip.Prefix) bool {

@@ -102,7 +102,7 @@ func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}
 
 // setEgress makes or removes the table, in one transaction.
 func (o *Overlay) setEgress(op op) error {
-	return o.nft(func(c *nftables.Conn) error {
+	return o.nft("", func(c *nftables.Conn) error {
 		table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: egressTable}
 		c.AddTable(table) // so that there is one to remove
 		c.DelTable(table)
@@ -128,7 +128,7 @@ func (o *Overlay) setEgress(op op) error {
 // cannot say has none: making it will tell why.
 func (o *Overlay) readEgress() string {
 	value := ""
-	err := o.nft(func(c *nftables.Conn) error {
+	err := o.nft("", func(c *nftables.Conn) error {
 		tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
 		if err != nil {
 			return err
@@ -194,9 +194,9 @@ func chainID(c *nftables.Chain) string {
 	return fmt.Sprintf("%s %s %d %d", c.Name, c.Type, *c.Hooknum, *c.Priority)
 }
 
-// nft runs fn with a connection in the host's namespace.
-func (o *Overlay) nft(fn func(*nftables.Conn) error) error {
-	return netns.Do(o.path(""), func() error {
+// nft runs fn with a connection in the namespace.
+func (o *Overlay) nft(ns string, fn func(*nftables.Conn) error) error {
+	return netns.Do(o.path(ns), func() error {
 		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 			if err := c.SetReadBuffer(nftBuffer); err != nil {
 				return err

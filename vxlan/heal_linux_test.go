@@ -24,6 +24,8 @@ func TestRootHeal(t *testing.T) {
 	l, containers := newTriple(t)
 	h := l.hosts[0]
 	c := Config{[]Network{h.network(0, 3)}}
+	c.Networks[0].Return = true
+	h.set(t, c)
 	router := c.Networks[0].Router
 	damages := routerDamages(c.Networks[0])
 	maps.Copy(damages, otherDamages(h, containers[0], c.Networks[0]))
@@ -104,6 +106,20 @@ func routerDamages(n Network) map[string]damaging {
 		"uplink renamed":    {router, func(h *netns.Handle) error { return rename(h, "up", "old") }},
 		"strange link": {router, func(h *netns.Handle) error {
 			return h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "strange"}, PeerName: "stranger"})
+		}},
+		"mark's rule removed": {router, func(h *netns.Handle) error { return h.RuleDel(returnRule()) }},
+		"mark's route removed": {router, func(h *netns.Handle) error {
+			return h.RouteDel(&netlink.Route{Table: returnRoutes, Dst: nettest.IPNet(all)})
+		}},
+		"marks removed": {router, func(*netns.Handle) error {
+			return netns.Do(router, func() error {
+				c, err := nftables.New()
+				if err != nil {
+					return err
+				}
+				c.FlushRuleset()
+				return c.Flush()
+			})
 		}},
 		"sysctl":    {router, func(*netns.Handle) error { return netns.SetSysctl(router, "net/ipv4/conf/c/proxy_arp", "0") }},
 		"rp_filter": {router, func(*netns.Handle) error { return netns.SetSysctl(router, "net/ipv4/conf/all/rp_filter", "1") }},

@@ -95,6 +95,8 @@ func (s *session) do(o op) error {
 		return netns.SetSysctl(s.o.path(o.key.ns), o.key.name, o.value.(string))
 	case kindLink:
 		return s.doLink(o)
+	case kindReturn:
+		return s.o.setReturn(o)
 	}
 	name := o.key.link
 	if r, ok := o.either().(route); ok {
@@ -116,6 +118,8 @@ func (s *session) do(o op) error {
 			IP: o.key.dst.Addr().AsSlice(), HardwareAddr: mac[:]})
 	case kindRoute:
 		err = s.doRoute(h, index, o)
+	case kindRule:
+		err = doRule(h, o)
 	}
 	return ignoreGone(o, err)
 }
@@ -243,7 +247,7 @@ func (s *session) doRoute(h *netns.Handle, index int, o op) error {
 	want := o.either().(route)
 	if old, _ := o.old.(route); old.foreign {
 		// By its destination alone: it may have anything else.
-		r := netlink.Route{Dst: ipNet(o.key.dst), Priority: o.key.metric, Scope: unix.RT_SCOPE_NOWHERE}
+		r := netlink.Route{Dst: ipNet(o.key.dst), Priority: o.key.metric, Table: o.key.table, Scope: unix.RT_SCOPE_NOWHERE}
 		if o.key.ns != o.key.router {
 			r.Protocol = protocol
 		}
@@ -252,7 +256,7 @@ func (s *session) doRoute(h *netns.Handle, index int, o op) error {
 			return err
 		}
 	}
-	r := netlink.Route{Dst: ipNet(o.key.dst), LinkIndex: index, Protocol: protocol,
+	r := netlink.Route{Dst: ipNet(o.key.dst), LinkIndex: index, Protocol: protocol, Table: o.key.table,
 		Priority: o.key.metric, Scope: netlink.Scope(want.scope)}
 	switch {
 	case want.unreachable:

@@ -28,6 +28,8 @@ const (
 	kindFDB                // value netip.Addr, the VTEP
 	kindNeigh              // value MAC
 	kindRoute              // value route
+	kindRule               // value ipRule, see return.go
+	kindReturn             // the nft tables netd-return; value string, see return.go
 )
 
 // key names an object.
@@ -42,6 +44,7 @@ type key struct {
 	dst    netip.Prefix
 	mac    MAC
 	metric int
+	table  int // of a route; 0 is the main one
 }
 
 func (k key) compare(other key) int {
@@ -50,7 +53,7 @@ func (k key) compare(other key) int {
 		strings.Compare(k.ns, other.ns), strings.Compare(k.link, other.link),
 		strings.Compare(k.name, other.name), k.dst.Addr().Compare(other.dst.Addr()),
 		cmp.Compare(k.dst.Bits(), other.dst.Bits()), slices.Compare(k.mac[:], other.mac[:]),
-		cmp.Compare(k.metric, other.metric),
+		cmp.Compare(k.metric, other.metric), cmp.Compare(k.table, other.table),
 	)
 }
 
@@ -180,6 +183,9 @@ func (b *builder) network(n Network) {
 	}
 	if n.Uplink {
 		b.uplink(n)
+	}
+	if n.Return {
+		b.returns(n)
 	}
 }
 

@@ -51,7 +51,8 @@ func plan(have, want state) []op {
 		}
 	}
 	for k, old := range have {
-		if _, wanted := want[k]; wanted || k.kind == kindLink || k.kind == kindSysctl || endsWith(k, old, dead) {
+		ends := k.kind != kindReturn && endsWith(k, old, dead) // a table outlives the device that it hangs on
+		if _, wanted := want[k]; wanted || k.kind == kindLink || k.kind == kindSysctl || ends {
 			continue
 		}
 		if _, kept := want[key{router: k.router, kind: kindSpace, ns: k.router}]; !kept && k.kind != kindSpace && k.ns == k.router && k.ns != "" {
@@ -166,6 +167,13 @@ func (o op) String() string {
 	case kindNeigh:
 		return fmt.Sprintf("ip %sneigh %s %s lladdr %s dev %s nud permanent", in("-n %s ", k.ns),
 			o.pick("add", "replace", "del"), k.dst.Addr(), o.either(), k.link)
+	case kindRule:
+		return fmt.Sprintf("ip %srule %s pref %d not fwmark 0 lookup %d", in("-n %s ", k.ns), o.pick("add", "replace", "del"), returnRoutes, returnRoutes)
+	case kindReturn:
+		if o.verb == verbDel {
+			return fmt.Sprintf("%snft delete table ip %s # and netdev", in("ip netns exec %s ", k.ns), returnTable)
+		}
+		return fmt.Sprintf("%snft %s table ip %s # and netdev; subnet, origins: %s", in("ip netns exec %s ", k.ns), o.pick("add", "replace", ""), returnTable, o.value)
 	default:
 		return fmt.Sprintf("ip %sroute %s %s", in("-n %s ", k.ns), o.pick("add", "replace", "del"),
 			o.either().(route).text(k))
@@ -203,6 +211,9 @@ func (r route) text(k key) string {
 		text += fmt.Sprintf(" via %s dev %s onlink", r.via, r.link)
 	default:
 		text += fmt.Sprintf(" dev %s scope link", r.link)
+	}
+	if k.table != 0 {
+		text += fmt.Sprintf(" table %d", k.table)
 	}
 	if k.metric != 0 {
 		text += fmt.Sprintf(" metric %d", k.metric)

@@ -250,6 +250,7 @@ func drawConfig(t *rapid.T) Config {
 		}
 		n := testNetwork(i)
 		n.Uplink = rapid.Bool().Draw(t, "uplink")
+		n.Return = n.Uplink && rapid.Bool().Draw(t, "return")
 		n.MTU = rapid.SampledFrom([]int{1400, 1450}).Draw(t, "mtu")
 		n.Port = rapid.SampledFrom([]uint16{4789, 4790}).Draw(t, "port")
 		n.MAC[4] = rapid.SampledFrom([]byte{0, 1}).Draw(t, "mac")

@@ -2,10 +2,12 @@ package vxlan
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -90,6 +92,7 @@ func (r *reader) router(path string) error {
 	r.state[key{router: path, kind: kindSpace, ns: path}] = nil
 	s := space{reader: r, router: path, ns: path, h: h, names: map[int]string{}}
 	r.sysctls(path, "", routerSysctls(false))
+	r.sysctls(path, "", returnSysctls())
 	for _, l := range links {
 		name := l.Attrs().Name
 		s.names[l.Attrs().Index] = name
@@ -107,6 +110,10 @@ func (r *reader) router(path string) error {
 		}
 		r.state[s.key(kindLink, name)] = value
 		r.sysctls(path, name, linkSysctls(name))
+	}
+	// A table whose device has gone does nothing, although some kernels keep it.
+	if value := r.o.readReturn(path); value != "" && slices.Contains(slices.Collect(maps.Values(s.names)), vxlanName) {
+		r.state[s.key(kindReturn, vxlanName)] = value
 	}
 	return s.all()
 }
@@ -204,7 +211,17 @@ func (s *space) all() error {
 	for i := range routes {
 		s.route(&routes[i])
 	}
-	return nil
+	if s.ns != s.router {
+		return nil
+	}
+	returns, err := s.h.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: returnRoutes}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("list routes of table %d: %w", returnRoutes, err)
+	}
+	for i := range returns {
+		s.route(&returns[i])
+	}
+	return s.readRule()
 }
 
 func (s *space) neighbours() error {
@@ -263,6 +280,9 @@ func (s *space) route(r *netlink.Route) {
 		k.dst = prefixOf(r.Dst)
 	}
 	k.metric = r.Priority
+	if r.Table != unix.RT_TABLE_MAIN {
+		k.table = r.Table
+	}
 	if _, second := s.state[k]; !second { // the kernel lists the effective one first
 		s.state[k] = value
 	}

@@ -57,7 +57,11 @@ type Network struct {
 	// Alias is the source that a container sees when it calls itself by a VIP.
 	Alias netip.Addr
 	// Uplink connects the router to the host: the network is not internal.
-	Uplink  bool
+	Uplink bool
+	// Return takes connections that other nodes' routers send on from outside of
+	// the subnet, with the client's own address as the source, and sends each
+	// answer back through the node that it came by. Needs Uplink.
+	Return  bool
 	Peers   []Peer
 	Remotes []Remote
 	Ports   []Port

@@ -255,6 +255,7 @@ func TestRootCrash(t *testing.T) {
 	h := l.hosts[0]
 	h.container(t, "c")
 	full := Config{[]Network{h.network(0, 2)}}
+	full.Networks[0].Return = true
 	ops, err := h.overlay.Diff(full)
 	if err != nil {
 		t.Fatal(err)
