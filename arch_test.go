@@ -50,6 +50,7 @@ func checkFloors(t *testing.T, files []source) {
 		"dispatch":               1,
 		"dns":                    1,
 		"gossip":                 1,
+		"ingress":                1,
 		"ipam":                   1,
 		"netd/task":              1,
 		"pki":                    1,
@@ -63,11 +64,12 @@ func checkFloors(t *testing.T, files []source) {
 		"internal/nettest": {"internal/netns"},
 	}
 	// What may not be imported although the floor is lower.
-	kernel := []string{"balancer", "dns", "gossip", "netd/task", "vxlan", "internal/netns"}
+	kernel := []string{"balancer", "dns", "gossip", "ingress", "netd/task", "vxlan", "internal/netns"}
 	never := map[string][]string{
 		"balancer":               {root},
 		"vxlan":                  {root},
 		"dns":                    {root},
+		"ingress":                {root},
 		"netd/node":              {"orchestrator", "orchestrator/scheduler", "orchestrator/store"},
 		"orchestrator":           kernel,
 		"orchestrator/scheduler": kernel,
@@ -104,14 +106,14 @@ func checkFloors(t *testing.T, files []source) {
 // no other: replacing one is a change in one place.
 func checkTechnologies(t *testing.T, files []source) {
 	homes := map[string][]string{
-		"github.com/google/nftables":      {"balancer", "internal/nettest", "vxlan"},
+		"github.com/google/nftables":      {"balancer", "ingress", "internal/nettest", "vxlan"},
 		"github.com/hashicorp/go-memdb":   {"orchestrator/store"},
 		"github.com/hashicorp/memberlist": {"gossip"},
 		"github.com/hashicorp/raft":       {"dispatch", "orchestrator/store"},
 		"github.com/miekg/dns":            {"dns"},
 		"github.com/moby/moby/client":     {"netd/demo"},
 		"github.com/moby/ipvs":            {"balancer"},
-		"github.com/vishvananda/netlink":  {"balancer", "internal/netns", "internal/nettest", "netd/demo", "netd/task", "vxlan"},
+		"github.com/vishvananda/netlink":  {"balancer", "ingress", "internal/netns", "internal/nettest", "netd/demo", "netd/task", "vxlan"},
 		"github.com/vishvananda/netns":    {"internal/netns", "internal/nettest", "netd/demo", "vxlan"},
 		"go.etcd.io/bbolt":                {"orchestrator/store"},
 		"crypto/x509":                     {"pki", "dispatch"},

@@ -19,6 +19,9 @@ type Network struct {
 	Internal bool
 	// Attachable networks accept containers that are not tasks of a service.
 	Attachable bool
+	// Ingress is the network that carries published ports: it reaches every node,
+	// and takes connections with the client's own address.
+	Ingress bool
 }
 
 // RouterAddr is the address under which every overlay router is known to its own

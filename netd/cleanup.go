@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netd"
+	"netd/ingress"
 	"netd/internal/netns"
 	"netd/netd/task"
 	"netd/vxlan"
@@ -74,6 +75,12 @@ func clearHost(ctx context.Context, o options, log *slog.Logger) error {
 		})
 	}
 	err = stops.Wait()
+	ports, perr := ingress.New(log)
+	if perr == nil {
+		_, perr = ports.Set(ctx, ingress.Config{})
+		perr = errors.Join(perr, ports.Close())
+	}
+	err = errors.Join(err, perr)
 	overlay, oerr := vxlan.New(o.netnsDir(), log)
 	if oerr != nil {
 		return errors.Join(err, oerr)

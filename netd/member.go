@@ -23,6 +23,7 @@ import (
 	"netd/dispatch"
 	"netd/dns"
 	"netd/gossip"
+	"netd/ingress"
 	"netd/netd/node"
 	"netd/netd/task"
 	"netd/orchestrator"
@@ -78,6 +79,7 @@ type host struct {
 	runtime  *task.Runtime
 	overlay  *vxlan.Overlay
 	balancer *balancer.Balancer
+	ingress  *ingress.Ingress
 	resolver *dns.Server
 
 	// looks is held for reading while someone looks into the host from outside;
@@ -297,6 +299,9 @@ func (m *member) openHost(a dispatch.Assignment) (h *host, err error) {
 	if h.balancer, err = balancer.New(m.kind, m.log); err != nil {
 		return nil, fmt.Errorf("open balancer: %w", err)
 	}
+	if h.ingress, err = ingress.New(m.log); err != nil {
+		return nil, fmt.Errorf("open ingress: %w", err)
+	}
 	upstreams, err := dns.HostUpstreams("/etc/resolv.conf", netd.RouterAddr)
 	if err != nil {
 		m.log.Warn("no upstream resolver; only the swarm's own names are answered", "err", err)
@@ -310,7 +315,7 @@ func (m *member) openHost(a dispatch.Assignment) (h *host, err error) {
 	h.node = node.New(node.Config{
 		Self: m.id.NodeID, Name: m.NodeName, Addr: m.id.DataPath, Port: uint16(a.DataPathPort),
 		DataDir: m.files.node(), NetNSDir: m.netnsDir(), Upstreams: upstreams,
-		Overlay: h.overlay, Balancer: h.balancer, Resolver: h.resolver, Gossip: h.gossip, Runtime: h.runtime,
+		Overlay: h.overlay, Balancer: h.balancer, Ingress: h.ingress, Resolver: h.resolver, Gossip: h.gossip, Runtime: h.runtime,
 		Report: m.client.Send, Log: m.log,
 	})
 	return h, nil

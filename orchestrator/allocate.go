@@ -173,7 +173,8 @@ func (p *pass) nextAddr(n *swarm.Network) (netip.Prefix, error) {
 }
 
 // networksOf returns the IDs of the networks that tasks with the spec join,
-// without repetition: those that the user named, then the mesh's.
+// without repetition: those that the user named, then the ingress network where
+// published ports need it. The address there carries a task's default route.
 func (p *pass) networksOf(s *swarm.Service, spec swarm.TaskSpec) []string {
 	var ids []string
 	for _, n := range spec.Networks {
@@ -181,12 +182,26 @@ func (p *pass) networksOf(s *swarm.Service, spec swarm.TaskSpec) []string {
 			ids = append(ids, n.Target)
 		}
 	}
-	if p.mesh && s != nil && slices.ContainsFunc(s.Endpoint.Ports, published) {
+	if s != nil && p.throughIngress(s.Spec.EndpointSpec, ids) {
 		if n := ingressNetwork(p.tx); n != nil && !slices.Contains(ids, n.ID) {
 			ids = append(ids, n.ID)
 		}
 	}
 	return ids
+}
+
+// throughIngress reports whether ports of the spec are reached by the ingress
+// network: those open on every node, and those of the host of tasks that have no
+// other network with a way out.
+func (p *pass) throughIngress(spec *swarm.EndpointSpec, networks []string) bool {
+	if spec == nil || len(spec.Ports) == 0 {
+		return false
+	}
+	out := slices.ContainsFunc(networks, func(id string) bool {
+		n := p.tx.Network(id)
+		return n != nil && !n.Spec.Internal && !n.Spec.Ingress
+	})
+	return !out || slices.ContainsFunc(spec.Ports, published)
 }
 
 func ingressNetwork(tx *store.Tx) *swarm.Network {
@@ -208,9 +223,7 @@ func (p *pass) allocateService(s *swarm.Service) *swarm.Service {
 		want.Ports = p.portsOf(s)
 	}
 	if want.Spec.Mode != swarm.ResolutionModeDNSRR {
-		withPorts := *s
-		withPorts.Endpoint.Ports = want.Ports
-		for _, id := range p.networksOf(&withPorts, s.Spec.TaskTemplate) {
+		for _, id := range p.networksOf(s, s.Spec.TaskTemplate) {
 			if vip, ok := p.vipOf(s, id); ok {
 				want.VirtualIPs = append(want.VirtualIPs, vip)
 			}

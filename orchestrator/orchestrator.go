@@ -26,10 +26,6 @@ import (
 type Config struct {
 	Store *store.Store
 	Log   *slog.Logger
-	// Mesh tells that the nodes serve published ports. Without it the ports are
-	// kept and shown, tasks do not join the ingress network for them, and who
-	// publishes one is warned.
-	Mesh bool
 	// Now is the clock; nil means time.Now. It must be the store's.
 	Now func() time.Time
 }
@@ -38,7 +34,6 @@ type Config struct {
 type Orchestrator struct {
 	store *store.Store
 	log   *slog.Logger
-	mesh  bool
 	now   func() time.Time
 	newID func() string
 
@@ -58,7 +53,6 @@ func New(c Config) *Orchestrator {
 	return &Orchestrator{
 		store:   c.Store,
 		log:     c.Log,
-		mesh:    c.Mesh,
 		now:     c.Now,
 		newID:   pki.NewID,
 		beats:   map[string]time.Time{},
@@ -168,7 +162,7 @@ func (o *Orchestrator) pass(ctx context.Context) time.Time {
 
 // newPass returns a pass over tx. One that looks at heartbeats needs o.mu.
 func (o *Orchestrator) newPass(tx *store.Tx, now time.Time) *pass {
-	return &pass{tx: tx, now: now, newID: o.newID, beats: o.beats, cursors: o.cursors, mesh: o.mesh}
+	return &pass{tx: tx, now: now, newID: o.newID, beats: o.beats, cursors: o.cursors}
 }
 
 // checkIn notes that the node was heard of.

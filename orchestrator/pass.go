@@ -24,9 +24,6 @@ type pass struct {
 	// cursors are the addresses given last, by network: a hint that delays the
 	// reuse of an address.
 	cursors map[string]netip.Addr
-	// mesh tells that published ports are served: tasks of services that publish
-	// join the ingress network.
-	mesh bool
 
 	// next is the earliest time at which a later pass may decide otherwise with
 	// nothing else changed; zero is never.

@@ -26,6 +26,7 @@ type projection struct {
 	services   map[string][]netd.Service  // by network
 	endpoints  map[string][]netd.Endpoint // by network, sorted by task as the store is
 	hosts      map[string]map[string]bool // by network, the nodes of its endpoints
+	ports      []netd.Port // of all services, sorted
 	peers      []netip.AddrPort
 	managers   []string      // sorted
 	managerIDs []netd.NodeID // the managers' nodes, in the same order
@@ -62,6 +63,12 @@ func newProjection(tx *store.Tx) *projection {
 	}
 	names := map[string]string{}
 	for _, s := range tx.Services() {
+		pr.addPorts(s)
+	}
+	slices.SortFunc(pr.ports, func(a, b netd.Port) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Published, b.Published), cmp.Compare(a.Service, b.Service))
+	})
+	for _, s := range tx.Services() {
 		names[s.ID] = s.Spec.Name
 		pr.addService(s)
 	}
@@ -83,7 +90,7 @@ func networkValue(n *swarm.Network) netd.Network {
 	}
 	return netd.Network{
 		ID: netd.NetworkID(n.ID), Name: name, VNI: vniOf(n), Subnet: subnet, Gateway: gateway,
-		Internal: n.Spec.Internal, Attachable: n.Spec.Attachable,
+		Internal: n.Spec.Internal, Attachable: n.Spec.Attachable, Ingress: n.Spec.Ingress,
 	}
 }
 
@@ -105,6 +112,18 @@ func (pr *projection) addService(s *swarm.Service) {
 			ID: netd.ServiceID(s.ID), Network: netd.NetworkID(network), Name: s.Spec.Name, VIP: vip,
 			Aliases: slices.Compact(aliases[network]),
 		})
+	}
+}
+
+// addPorts adds the service's published ports that have a number by now.
+func (pr *projection) addPorts(s *swarm.Service) {
+	for _, p := range s.Endpoint.Ports {
+		if p.PublishedPort != 0 {
+			pr.ports = append(pr.ports, netd.Port{
+				Service: netd.ServiceID(s.ID), Protocol: netd.Protocol(protocolOf(p)),
+				Published: uint16(p.PublishedPort), Target: uint16(p.TargetPort), Host: !published(p),
+			})
+		}
 	}
 }
 
@@ -163,7 +182,7 @@ func (pr *projection) assignment(node netd.NodeID) (a dispatch.Assignment, ok bo
 		Members:      pr.members,
 		DataPathPort: cluster.DataPathPort,
 	}
-	on := map[string]bool{}
+	on, runs := map[string]bool{}, map[netd.ServiceID]bool{}
 	for _, t := range pr.tx.TasksByNode(self.ID) {
 		if !assigned(t) {
 			continue
@@ -172,18 +191,37 @@ func (pr *projection) assignment(node netd.NodeID) (a dispatch.Assignment, ok bo
 		if s := pr.tx.Service(t.ServiceID); s != nil {
 			a.ServiceNames[s.ID] = s.Spec.Name
 		}
+		runs[netd.ServiceID(t.ServiceID)] = true
 		for _, at := range t.NetworksAttachments {
 			on[at.Network.ID] = true
 		}
 	}
-	a.Snapshot = pr.snapshot(self, sortedKeys(on))
+	var ports []netd.Port
+	everywhere := false
+	for _, p := range pr.ports {
+		if !p.Host || runs[p.Service] {
+			ports = append(ports, p)
+			everywhere = everywhere || !p.Host
+		}
+	}
+	if n := ingressNetwork(pr.tx); n != nil && everywhere {
+		on[n.ID] = true
+	}
+	a.Snapshot = pr.snapshot(self, sortedKeys(on), everywhere)
+	a.Snapshot.Ports = ports
 	return a, true
 }
 
-// snapshot is the part of the swarm's network that is on the networks.
-func (pr *projection) snapshot(self *swarm.Node, networks []string) netd.Snapshot {
+// snapshot is the part of the swarm's network that is on the networks, with the
+// nodes that take part in it or, once a port is open everywhere, all.
+func (pr *projection) snapshot(self *swarm.Node, networks []string, everywhere bool) netd.Snapshot {
 	var s netd.Snapshot
 	hosts := map[string]bool{self.ID: true}
+	for id := range pr.nodes {
+		if everywhere {
+			hosts[id] = true
+		}
+	}
 	for _, id := range networks {
 		n, ok := pr.networks[id]
 		if !ok {

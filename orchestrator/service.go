@@ -83,7 +83,7 @@ func (o *Orchestrator) CreateService(ctx context.Context, spec swarm.ServiceSpec
 	if err != nil {
 		return "", nil, err
 	}
-	return id, o.warnings(spec), nil
+	return id, nil, nil
 }
 
 // UpdateService replaces the service's spec, or with rollback goes back to the
@@ -131,7 +131,7 @@ func (o *Orchestrator) UpdateService(ctx context.Context, ref string, version ui
 	if err != nil {
 		return nil, err
 	}
-	return o.warnings(spec), nil
+	return nil, nil
 }
 
 // statusAfter is the update status that a new spec begins with: none when no
@@ -176,13 +176,6 @@ func (o *Orchestrator) RemoveService(ctx context.Context, ref string) error {
 		}
 		return tx.Delete(s)
 	})
-}
-
-func (o *Orchestrator) warnings(spec swarm.ServiceSpec) []string {
-	if o.mesh || spec.EndpointSpec == nil || len(spec.EndpointSpec.Ports) == 0 {
-		return nil
-	}
-	return []string{"published ports are recorded but not served yet: reach the service by its name on one of its networks"}
 }
 
 // findTask finds a task by ID, by its full name such as web.1.<ID>, or by ID prefix.

@@ -46,9 +46,13 @@ func rollingBack(s *swarm.Service) bool {
 }
 
 // dirty reports whether the task is not what its service now asks for. A change
-// of the placement alone leaves a task where it may still be.
+// of the placement alone leaves a task where it may still be, and one of ports does
+// if the task has an address for them.
 func dirty(s *swarm.Service, t *swarm.Task, n *swarm.Node) bool {
 	want := s.Spec.TaskTemplate
+	if unreachable(s, t) {
+		return true
+	}
 	if equalSpec(t.Spec, want) {
 		return false
 	}
@@ -61,6 +65,20 @@ func dirty(s *swarm.Service, t *swarm.Task, n *swarm.Node) bool {
 }
 
 func (p *pass) dirty(s *swarm.Service, t *swarm.Task) bool { return dirty(s, t, p.tx.Node(t.NodeID)) }
+
+// unreachable reports whether a port was published that the task has no address
+// for. A task that has its addresses yet to come will have that one too.
+func unreachable(s *swarm.Service, t *swarm.Task) bool {
+	on := func(ingress bool) bool {
+		return slices.ContainsFunc(t.NetworksAttachments, func(a swarm.NetworkAttachment) bool {
+			return a.Network.Spec.Ingress == ingress && !a.Network.Spec.Internal
+		})
+	}
+	if s.Spec.EndpointSpec == nil || len(s.Spec.EndpointSpec.Ports) == 0 || t.Status.State == swarm.TaskStateNew || on(true) {
+		return false
+	}
+	return !on(false) || slices.ContainsFunc(s.Spec.EndpointSpec.Ports, published)
+}
 
 // phase is where one slot is in an update.
 type phase struct {

@@ -119,8 +119,8 @@ var (
 	all     = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 )
 
-// uplinkOf is the name of the host's end of a network's uplink.
-func uplinkOf(vni uint32) string { return uplinkPrefix + strconv.FormatUint(uint64(vni), 10) }
+// UplinkName is the name of the host's end of a network's uplink.
+func UplinkName(vni uint32) string { return uplinkPrefix + strconv.FormatUint(uint64(vni), 10) }
 
 // objectsOf returns the objects of which the kernel shall have these and no
 // others. Of two that contradict each other the first is kept.
@@ -219,7 +219,7 @@ func (b *builder) remote(n Network, r Remote) {
 }
 
 func (b *builder) uplink(n Network) {
-	outer := uplinkOf(n.VNI)
+	outer := UplinkName(n.VNI)
 	b.link("", outer, link{kind: "veth", mtu: n.MTU, up: true, mac: hostMAC,
 		owner: true, peerNS: n.Router, peer: uplinkName, peerMAC: upMAC})
 	b.link(n.Router, uplinkName, link{kind: "veth", mtu: n.MTU, up: true, mac: upMAC, peer: outer})

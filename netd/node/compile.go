@@ -11,6 +11,7 @@ import (
 	"netd/balancer"
 	"netd/dns"
 	"netd/gossip"
+	"netd/ingress"
 	"netd/vxlan"
 )
 
@@ -60,6 +61,7 @@ type Desired struct {
 	Overlay  vxlan.Config
 	Balancer balancer.Config
 	DNS      dns.Config
+	Ingress  ingress.Config
 }
 
 // Compile decides what this node's network must be. It is the one place of all
@@ -89,13 +91,14 @@ func Compile(in Input) Desired {
 	}
 	d := Desired{DNS: dns.Config{Upstreams: in.Upstreams}}
 	for _, n := range in.Snapshot.Networks {
-		if !c.hasLocal(n.ID) {
+		if !c.hasLocal(n.ID) && !n.Ingress {
 			continue
 		}
 		d.Overlay.Networks = append(d.Overlay.Networks, c.overlay(n))
 		d.Balancer.Routers = append(d.Balancer.Routers, c.router(n))
 		d.DNS.Resolvers = append(d.DNS.Resolvers, c.resolver(n))
 	}
+	d.Ingress = c.ingress()
 	slices.SortFunc(d.Overlay.Networks, func(a, b vxlan.Network) int { return int(a.VNI) - int(b.VNI) })
 	slices.SortFunc(d.Balancer.Routers, func(a, b balancer.Router) int { return strings.Compare(a.NetNS, b.NetNS) })
 	slices.SortFunc(d.DNS.Resolvers, func(a, b dns.Resolver) int { return strings.Compare(a.NetNS, b.NetNS) })
@@ -138,7 +141,7 @@ func (c *compiler) overlay(n netd.Network) vxlan.Network {
 	v := vxlan.Network{
 		Router: RouterNetNS(c.NetNSDir, n.ID), VNI: n.VNI, MTU: c.MTU, Local: c.Addr, Port: c.Port,
 		MAC: vxlan.MAC(netd.RouterMAC(c.Self)), Subnet: n.Subnet, Alias: n.HairpinAlias(), Uplink: !n.Internal,
-		Addrs: []netip.Addr{netd.RouterAddr, n.Gateway},
+		Addrs: []netip.Addr{netd.RouterAddr, n.Gateway}, Return: n.Ingress,
 	}
 	for _, s := range c.Snapshot.Services {
 		if s.Network == n.ID && s.VIP.IsValid() {
@@ -146,6 +149,11 @@ func (c *compiler) overlay(n netd.Network) vxlan.Network {
 		}
 	}
 	peers := map[netip.Addr]vxlan.MAC{}
+	for _, at := range c.Snapshot.Nodes {
+		if n.Ingress && at.ID != c.Self { // clients come by any node
+			peers[at.Addr] = vxlan.MAC(netd.RouterMAC(at.ID))
+		}
+	}
 	for _, e := range c.Snapshot.Endpoints {
 		at, known := c.nodes[e.Node]
 		if e.Network != n.ID || e.Node == c.Self || !known || at.Addr == c.Addr {
@@ -166,15 +174,11 @@ func (c *compiler) overlay(n netd.Network) vxlan.Network {
 }
 
 // ports gives the interfaces of this node's tasks on the network. The first
-// interface carries the route to the resolver; the first one on a network with
-// a way out carries the default route.
+// interface carries the route to the resolver.
 func (c *compiler) ports(n netd.Network) []vxlan.Port {
 	var ports []vxlan.Port
 	for _, t := range c.Local {
-		way := slices.IndexFunc(t.Attachments, func(a Attachment) bool {
-			on, known := c.networks[a.Network]
-			return known && !on.Internal
-		})
+		way := c.way(t)
 		for i, a := range t.Attachments {
 			if a.Network != n.ID {
 				continue
@@ -186,6 +190,20 @@ func (c *compiler) ports(n netd.Network) []vxlan.Port {
 		}
 	}
 	return ports
+}
+
+// way is the task's attachment that carries its default route, -1 for none: that
+// on the ingress network, as a server that is bound to no address answers from the
+// default route's, or else the first on a network with a way out.
+func (c *compiler) way(t LocalTask) int {
+	i := slices.IndexFunc(t.Attachments, func(a Attachment) bool { return c.networks[a.Network].Ingress })
+	if i >= 0 {
+		return i
+	}
+	return slices.IndexFunc(t.Attachments, func(a Attachment) bool {
+		on, known := c.networks[a.Network]
+		return known && !on.Internal
+	})
 }
 
 // router gives the network's VIPs and their backends, as seen from this node.

@@ -26,8 +26,11 @@ func (c *compiler) resolver(n netd.Network) dns.Resolver {
 			if !known {
 				continue
 			}
-			client.Zones = append(client.Zones, string(on.ID))
 			client.Forward = client.Forward || !on.Internal
+			if on.Ingress { // tasks share it, but not to know each other
+				continue
+			}
+			client.Zones = append(client.Zones, string(on.ID))
 			seen[on.ID] = true
 		}
 		r.Clients = append(r.Clients, client)

@@ -27,6 +27,7 @@ import (
 	"netd/dispatch"
 	"netd/dns"
 	"netd/gossip"
+	"netd/ingress"
 	"netd/netd/task"
 	"netd/vxlan"
 )
@@ -54,6 +55,12 @@ type Balancer interface {
 	Set(context.Context, balancer.Config) ([]string, error)
 	Diff(context.Context, balancer.Config) ([]string, error)
 	Get(ctx context.Context, routers []string) (balancer.Config, error)
+}
+
+// Ingress opens published ports; *ingress.Ingress.
+type Ingress interface {
+	Set(context.Context, ingress.Config) ([]string, error)
+	Diff(ingress.Config) ([]string, error)
 }
 
 // Resolver answers names; *dns.Server.
@@ -94,6 +101,7 @@ type Config struct {
 
 	Overlay  Overlay
 	Balancer Balancer
+	Ingress  Ingress
 	Resolver Resolver
 	Gossip   Gossip
 	Runtime  Runtime
@@ -273,13 +281,15 @@ func (n *Node) keep(a *dispatch.Assignment) {
 }
 
 // apply makes the kernel and the resolver so. The order lets a name resolve only
-// after its path exists.
+// after its path exists, and a port opens only after that.
 func (n *Node) apply(ctx context.Context, d Desired) error {
 	ops, err := n.Overlay.Set(ctx, d.Overlay)
 	n.logOps("overlay", ops)
 	more, berr := n.Balancer.Set(ctx, d.Balancer)
 	n.logOps("balancer", more)
-	return errors.Join(wrap("set overlay", err), wrap("set balancer", berr), wrap("set names", n.Resolver.Set(ctx, d.DNS)))
+	ports, perr := n.Ingress.Set(ctx, d.Ingress)
+	n.logOps("ingress", ports)
+	return errors.Join(wrap("set overlay", err), wrap("set balancer", berr), wrap("set ports", perr), wrap("set names", n.Resolver.Set(ctx, d.DNS)))
 }
 
 func (n *Node) logOps(what string, ops []string) {
@@ -307,7 +317,8 @@ func (n *Node) Drift(ctx context.Context) ([]string, error) {
 	}
 	overlay, err := n.Overlay.Diff(d.Overlay)
 	balancer, berr := n.Balancer.Diff(ctx, d.Balancer)
-	return append(overlay, balancer...), errors.Join(wrap("compare overlay", err), wrap("compare balancer", berr))
+	ports, perr := n.Ingress.Diff(d.Ingress)
+	return slices.Concat(overlay, balancer, ports), errors.Join(wrap("compare overlay", err), wrap("compare balancer", berr), wrap("compare ports", perr))
 }
 
 func wrap(what string, err error) error {

@@ -72,7 +72,7 @@ func (n *Node) standing(ctx context.Context, in Input) balancer.Config {
 func attachments(t *swarm.Task) []Attachment {
 	var out []Attachment
 	for _, at := range t.NetworksAttachments {
-		if len(at.Addresses) > 0 && !at.Network.Spec.Ingress {
+		if len(at.Addresses) > 0 {
 			out = append(out, Attachment{Network: netd.NetworkID(at.Network.ID), Addr: at.Addresses[0]})
 		}
 	}
