@@ -59,7 +59,7 @@ func callFrom(ctx context.Context, netns, proto string, to netip.Addr, n int) ca
 
 // ask makes one call and returns the line that netd/echo answers.
 func ask(ctx context.Context, netns, proto string, to netip.Addr) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	dial := func(ctx context.Context, _, at string) (c net.Conn, err error) {
 		err = ns.Do(netns, func() error {
