@@ -151,7 +151,7 @@ func otherDamages(h *labHost, container string, n Network) map[string]damaging {
 		}},
 		"forwarding":           {h.ns, func(*netns.Handle) error { return netns.SetSysctl(h.overlay.path(""), "net/ipv4/ip_forward", "0") }},
 		"egress table removed": {h.ns, func(*netns.Handle) error { return h.overlay.setEgress(op{verb: verbDel}) }},
-		"strange egress rule":  {h.ns, func(*netns.Handle) error { return h.overlay.nft(addAccept) }},
+		"strange egress rule":  {h.ns, func(*netns.Handle) error { return h.overlay.nft("", addAccept) }},
 	}
 }
 

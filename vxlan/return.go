@@ -217,7 +217,11 @@ func (o *Overlay) setReturn(op op) error {
 		for _, exprs := range outRules() {
 			c.AddRule(&nftables.Rule{Table: netdev, Chain: out, Exprs: exprs})
 		}
-		return c.Flush()
+		err = c.Flush()
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("this kernel cannot send answers back through the node that a client came by: that takes nftables' egress hook, of Linux 5.16 (CONFIG_NETFILTER_EGRESS): %w", err)
+		}
+		return err
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"netd/balancer"
 	"netd/dns"
 	"netd/gossip"
+	"netd/ingress"
 	"netd/netd/task"
 	"netd/vxlan"
 )
@@ -26,6 +27,7 @@ type kernel struct {
 	bad      map[string]error // by router: what its network answers
 	overlay  vxlan.Config
 	balancer balancer.Config
+	ports    ingress.Config
 	names    dns.Config
 	set      func() // called by every Set of the overlay, if any
 	// wanted are the arguments of every Set.
@@ -112,6 +114,30 @@ func (k fakeBalancer) Get(context.Context, []string) (balancer.Config, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.balancer, nil
+}
+
+type fakeIngress struct{ *kernel }
+
+func (k fakeIngress) Set(_ context.Context, want ingress.Config) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.wanted[len(k.wanted)-1].Ingress = want
+	ops := k.changes(want)
+	k.ports = want
+	return ops, nil
+}
+
+func (k fakeIngress) Diff(want ingress.Config) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.changes(want), nil
+}
+
+func (k fakeIngress) changes(want ingress.Config) []string {
+	if reflect.DeepEqual(k.ports, want) {
+		return nil
+	}
+	return []string{"set ports"}
 }
 
 type fakeResolver struct{ *kernel }

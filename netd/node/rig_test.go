@@ -81,7 +81,7 @@ func newRig(t *testing.T, dir string) *rig {
 	r.runtime.log = r.event
 	r.node = New(Config{
 		Self: "n1", Name: "one", Addr: loopback, Port: 4789, DataDir: dir, NetNSDir: dir,
-		Overlay: fakeOverlay{r.kernel}, Balancer: fakeBalancer{r.kernel}, Resolver: fakeResolver{r.kernel},
+		Overlay: fakeOverlay{r.kernel}, Balancer: fakeBalancer{r.kernel}, Ingress: fakeIngress{r.kernel}, Resolver: fakeResolver{r.kernel},
 		Gossip: r.gossip, Runtime: r.runtime, Report: r.hear, Log: slog.New(slog.DiscardHandler),
 	})
 	return r
