@@ -204,7 +204,7 @@ func (p *pass) phaseOf(s *swarm.Service, sl *slot, config swarm.UpdateConfig) *p
 		started = *s.UpdateStatus.StartedAt
 	}
 	for _, t := range sl.tasks {
-		if t.CreatedAt.Before(started) || t.DesiredState == swarm.TaskStateRemove || !equalSpec(t.Spec, s.Spec.TaskTemplate) {
+		if t.CreatedAt.Before(started) || t.DesiredState == swarm.TaskStateRemove || !equalSpec(t.Spec, s.Spec.TaskTemplate) || unreachable(s, t) {
 			continue
 		}
 		ph.fresh = append(ph.fresh, t)

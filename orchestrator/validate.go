@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"net/netip"
 	"regexp"
 	"slices"
 	"time"
@@ -250,12 +251,17 @@ func resolve(tx *store.Tx, s *swarm.Service) error {
 	return nil
 }
 
-// checkPorts refuses a port that another service has published.
+// checkPorts refuses a port that another service has published, or the swarm itself
+// uses: the nodes would no longer reach each other.
 func checkPorts(tx *store.Tx, s *swarm.Service) error {
 	if s.Spec.EndpointSpec == nil {
 		return nil
 	}
+	own := ownPorts(tx)
 	for _, p := range s.Spec.EndpointSpec.Ports {
+		if use := own[hostPort{protocolOf(p), p.PublishedPort}]; use != "" {
+			return invalid("port '%d' is already in use by the swarm itself for %s: choose another published port", p.PublishedPort, use)
+		}
 		for _, other := range tx.Services() {
 			for _, q := range other.Endpoint.Ports {
 				if other.ID == s.ID || p.PublishedPort == 0 || p.PublishedPort != q.PublishedPort || protocolOf(p) != protocolOf(q) {
@@ -316,3 +322,23 @@ func withDefaults(spec swarm.ServiceSpec) swarm.ServiceSpec {
 }
 
 func ptr[T time.Duration | uint64 | swarm.UpdateConfig](v T) *T { return &v }
+
+// ownPorts are what the swarm's nodes listen on, and what for.
+func ownPorts(tx *store.Tx) map[hostPort]string {
+	own := map[hostPort]string{
+		{network.TCP, gossipPort}: "gossip",
+		{network.UDP, gossipPort}: "gossip",
+	}
+	if c := tx.Cluster(); c != nil {
+		own[hostPort{network.UDP, c.DataPathPort}] = "its overlay networks"
+	}
+	for _, n := range tx.Nodes() {
+		if n.ManagerStatus == nil {
+			continue
+		}
+		if at, err := netip.ParseAddrPort(n.ManagerStatus.Addr); err == nil {
+			own[hostPort{network.TCP, uint32(at.Port())}] = "its managers"
+		}
+	}
+	return own
+}
