@@ -26,7 +26,7 @@ type projection struct {
 	services   map[string][]netd.Service  // by network
 	endpoints  map[string][]netd.Endpoint // by network, sorted by task as the store is
 	hosts      map[string]map[string]bool // by network, the nodes of its endpoints
-	ports      []netd.Port // of all services, sorted
+	ports      []netd.Port                // of all services, sorted
 	peers      []netip.AddrPort
 	managers   []string      // sorted
 	managerIDs []netd.NodeID // the managers' nodes, in the same order
