@@ -134,6 +134,11 @@ func find(f Facts, taskRef, service string) (origin, netd.Service, error) {
 	if from.Node != f.ID {
 		return origin{}, netd.Service{}, netd.Errorf(netd.ErrInvalid, "task %q runs on node %s: run netd trace there, its packets cross that node's router", taskRef, nodeName(f, from.Node))
 	}
+	for _, n := range f.Snapshot.Networks {
+		if n.Ingress { // no name is resolved there
+			delete(networks, n.ID)
+		}
+	}
 	i := slices.IndexFunc(f.Snapshot.Services, func(s netd.Service) bool { return s.Name == service && networks[s.Network] })
 	if i < 0 {
 		return origin{}, netd.Service{}, netd.Errorf(netd.ErrNotFound, "no service %q on the networks of task %q; a task reaches only services that share a network with it", service, taskRef)
