@@ -55,7 +55,11 @@ func TestRootRemoveForsaken(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer visitor.Wait() //nolint:errcheck // it is killed
-			defer visitor.Process.Kill()
+			defer func() {
+				if err := visitor.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+					t.Error(err)
+				}
+			}()
 			ids, err := RemoveForsaken(t.Context(), Config{DataDir: n.data, RunDir: n.run})
 			if err != nil || fmt.Sprint(ids) != "["+lost.ID+"]" {
 				t.Errorf("got %v, %v", ids, err)
