@@ -50,6 +50,11 @@ func runCleanup(ctx context.Context, args []string, out io.Writer) error {
 	if err := errors.Join(err, clearHost(ctx, o, slog.New(slog.NewTextHandler(os.Stderr, nil)))); err != nil {
 		return err
 	}
+	// Without the kept assignment the next start begins none of these tasks again:
+	// it waits for the managers, who learn that they are gone and replace them.
+	if err := os.RemoveAll(files{o.DataDir}.node()); err != nil {
+		return fmt.Errorf("forget the assignment: %w", err)
+	}
 	pins, err := netns.List(o.netnsDir())
 	if err == nil && len(pins) > 0 {
 		err = fmt.Errorf("network namespaces are left in %q: %s; if nobody else uses them, unmount and remove them", o.netnsDir(), strings.Join(pins, ", "))
