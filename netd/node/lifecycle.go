@@ -17,7 +17,7 @@ import (
 const (
 	// drainTimeout bounds the wait for acknowledgements: a node that is gone
 	// without being noticed must not keep a task alive for ever.
-	drainTimeout = 3 * time.Second
+	drainTimeout = 10 * time.Second
 	// drainLinger lets a packet that a peer balanced just before its own change
 	// reach the task while its listener is still open.
 	drainLinger = 300 * time.Millisecond
