@@ -163,6 +163,17 @@ func (w *world) setAvailability(node string, a swarm.NodeAvailability) {
 	w.must(w.o.UpdateNode(w.ctx, n.ID, n.Version.Index, n.Spec))
 }
 
+// handingOver tells a slot whose task may not stay on its node but goes on there,
+// by the order start-first, until the successor that waits for a node runs.
+func handingOver(s *swarm.Service, all []*swarm.Task) bool {
+	u := s.Spec.UpdateConfig
+	if len(all) != 2 || u == nil || u.Order != swarm.UpdateOrderStartFirst {
+		return false
+	}
+	running := slices.IndexFunc(all, func(t *swarm.Task) bool { return t.Status.State == swarm.TaskStateRunning })
+	return running >= 0 && all[1-running].Status.State == swarm.TaskStatePending && all[1-running].Status.Err != ""
+}
+
 // checkConverged fails if a service neither runs as wanted nor says why.
 func (w *world) checkConverged() {
 	w.t.Helper()
@@ -178,6 +189,8 @@ func (w *world) checkConverged() {
 				if t := all[0]; !slices.Contains([]swarm.TaskState{"running", "ready", "rejected", "starting"}, t.Status.State) && t.Status.Err == "" {
 					w.t.Fatalf("service %s: task %s hangs in %s\n%s", s.Spec.Name, t.ID, t.Status.State, w.tasks())
 				}
+			case handingOver(s, all):
+				filled++
 			case len(all) == 0 && p.finished(s, sl):
 				if n := tx.Node(sl.key.node); n == nil || scheduler.Suits(n, s.Spec.TaskTemplate.Placement) {
 					filled++
