@@ -30,9 +30,6 @@ func (d *demo) checks(ctx context.Context) error {
 	d.check("30 requests reach all three tasks on all three nodes", func() (string, error) { return d.spread(ctx) })
 	d.check("tasks.web lists three", func() (string, error) { return d.listsTasks(ctx, 3) })
 	d.check("a task calls its own service's VIP 20 times", func() (string, error) { return d.callsItself(ctx) })
-	d.check("an outside client calls the published port of every node, and each task sees its address", func() (string, error) { return d.publishes(ctx, "tcp") })
-	d.check("the same by UDP", func() (string, error) { return d.publishes(ctx, "udp") })
-	d.check("the published port answers on its own node", func() (string, error) { return d.publishesInside(ctx) })
 	d.check("every daemon is killed and restarted, traffic and tasks go on", func() (string, error) { return d.survivesRestart(ctx) })
 	d.check("scale to 5 while requests run, none lost", func() (string, error) { return d.scaleUnderLoad(ctx, 5) })
 	d.check("scale to 2 while requests run, none lost", func() (string, error) { return d.scaleUnderLoad(ctx, 2) })
@@ -108,9 +105,6 @@ func (d *demo) services(ctx context.Context) error {
 		// A killed task comes back at once, so that the demo need not wait.
 		delay := time.Duration(0)
 		spec.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Condition: swarm.RestartPolicyConditionAny, Delay: &delay}
-		if name == "web" {
-			spec.EndpointSpec = publishedPorts()
-		}
 		if _, err := docker.ServiceCreate(ctx, client.ServiceCreateOptions{Spec: spec}); err != nil {
 			return fmt.Errorf("service create %s: %w", name, err)
 		}

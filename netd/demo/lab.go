@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,7 +62,7 @@ func (d *demo) underlay() error {
 	if err := errors.Join(h.LinkAdd(bridge), h.LinkSetUp(bridge)); err != nil {
 		return fmt.Errorf("add bridge: %w", err)
 	}
-	for _, n := range append(slices.Clone(d.nodes), d.outsider()) {
+	for _, n := range d.nodes {
 		if err := d.cable(h, bridge, n); err != nil {
 			return fmt.Errorf("connect %s: %w", n.name, err)
 		}
@@ -177,7 +176,7 @@ func Remove(ctx context.Context, c Config) error {
 }
 
 func (d *demo) namespaces() []string {
-	out := []string{d.outsider().netns}
+	var out []string
 	for _, n := range d.nodes {
 		out = append(out, n.netns)
 	}

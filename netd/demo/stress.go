@@ -17,7 +17,7 @@ import (
 	ns "netd/internal/netns"
 )
 
-// load is requests without a pause, until stopped.
+// load is requests without a pause from the client task, until stopped.
 type load struct {
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -25,15 +25,14 @@ type load struct {
 	err    error
 }
 
-// newLoad makes call, which is to make some requests, again and again.
-func newLoad(ctx context.Context, call func(context.Context) (calls, error)) *load {
+func (in inside) load(ctx context.Context, target string) *load {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &load{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
 		for ctx.Err() == nil {
 			// A batch that has begun is finished: its outcome must be known.
-			c, err := call(context.WithoutCancel(ctx))
+			c, err := in.call(context.WithoutCancel(ctx), target, 20)
 			if err != nil {
 				l.err = err
 				return
@@ -70,12 +69,7 @@ func (d *demo) scaleUnderLoad(ctx context.Context, n int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	l := newLoad(ctx, func(ctx context.Context) (calls, error) { return in.call(ctx, "http://web/", 20) })
-	client, next := d.outsider(), 0
-	outside := newLoad(ctx, func(ctx context.Context) (calls, error) { // by each node in turn
-		next++
-		return callFrom(ctx, client.netns, "tcp", d.nodes[next%size].addr, 5), nil
-	})
+	l := in.load(ctx, "http://web/")
 	err = d.scale(ctx, uint64(n))
 	if err == nil {
 		_, err = d.running(ctx, "web", n)
@@ -87,17 +81,13 @@ func (d *demo) scaleUnderLoad(ctx context.Context, n int) (string, error) {
 		_, err = d.listsTasks(ctx, n)
 	}
 	total, lerr := l.stop()
-	through, oerr := outside.stop()
-	if err := errors.Join(err, lerr, oerr); err != nil {
+	if err := errors.Join(err, lerr); err != nil {
 		return "", err
-	}
-	if through.Failed > 0 {
-		return "", fmt.Errorf("%d of %d requests to published ports failed: %s", through.Failed, through.OK+through.Failed, through.Error)
 	}
 	if total.Failed > 0 {
 		return "", fmt.Errorf("%d of %d requests failed: %s", total.Failed, total.OK+total.Failed, total.Error)
 	}
-	return fmt.Sprintf("%d requests, and %d to published ports, 0 lost", total.OK, through.OK), nil
+	return fmt.Sprintf("%d requests, 0 lost", total.OK), nil
 }
 
 // gone waits until every process of the service but n has ended on every node.
