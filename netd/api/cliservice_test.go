@@ -33,7 +33,8 @@ func TestCLIServices(t *testing.T) {
 		contains(t, c.ok(t, "service", "update", "--env-add", "B=2", "web"), "converged")
 		contains(t, c.ok(t, "service", "update", "--force", "web"), "converged")
 		spec := f.services[0].Spec.TaskTemplate
-		if !slices.Equal(spec.ContainerSpec.Env, []string{"A=1", "B=2"}) || spec.ForceUpdate != 1 || !slices.Equal(spec.ContainerSpec.Args, []string{"arg"}) {
+		env := slices.Sorted(slices.Values(spec.ContainerSpec.Env)) // the CLI keeps it in a map
+		if !slices.Equal(env, []string{"A=1", "B=2"}) || spec.ForceUpdate != 1 || !slices.Equal(spec.ContainerSpec.Args, []string{"arg"}) {
 			t.Errorf("the spec lost something on its way: %+v", spec)
 		}
 		contains(t, c.ok(t, "service", "rollback", "web"), "rolling back update", "converged")
